@@ -1,0 +1,207 @@
+"""Holds a recipe's tree against the schema and against the rules that join several keys; every problem at once."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from copy import deepcopy
+from functools import cache
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from recipes.keys import hint, paths, whole_targets
+from recipes.schema import Recipe
+
+WEIGHTS = ("standin", "pretrained")  # anything else is a folder
+NEEDS = {"demo": (), "folder": ("root",), "csv": ("csv",), "webdataset": ("tars",)}
+READS = {"demo": (), "folder": ("root",), "csv": ("csv", "root"), "webdataset": ("tars",)}
+COLUMN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+TAKEN = ("clips", "student")  # folders of a feature store
+
+Tree = dict[str, Any]
+
+WORDS = {
+    "int_type": "must be a whole number",
+    "float_type": "must be a number",
+    "bool_type": "must be true or false",
+    "string_type": "must be text",
+    "list_type": "must be a list, as in [a,b]",
+    "dict_type": "must be a section of keys",
+    "dataclass_type": "must be a section of keys",
+    "finite_number": "must be a finite number",
+    "greater_than_equal": "must be at least {ge:g}",
+    "greater_than": "must be above {gt:g}",
+    "less_than_equal": "must be at most {le:g}",
+    "less_than": "must be below {lt:g}",
+    "string_too_short": "must not be empty",
+    "literal_error": "must be one of {expected}",
+}
+
+
+class RecipeError(ValueError):
+    """What is wrong with a recipe. `problems` holds one sentence each."""
+
+    def __init__(self, title: str, problems: list[str]) -> None:
+        self.problems = problems
+        super().__init__("\n  - ".join([f"{title}:", *problems]))
+
+
+@cache
+def _adapter() -> TypeAdapter[Recipe]:
+    return TypeAdapter(Recipe)
+
+
+def validate(tree: Mapping[str, Any]) -> tuple[Recipe | None, list[str]]:
+    """The recipe that a plain tree describes and all that is wrong with it. The recipe is None where a required key
+    is missing or wrong; else wrong keys have been left out of it, so that the rest can be checked too.
+    """
+    try:
+        return _adapter().validate_json(json.dumps(tree)), []  # JSON mode: strict types, and mappings for dataclasses
+    except ValidationError as error:
+        details = error.errors(include_url=False)
+    problems: list[str] = []
+    rest = deepcopy(dict(tree))
+    for detail in details:
+        problems += _sentences(detail, tree)
+        _remove(rest, detail["loc"][:-1] if detail["type"] == "missing" else detail["loc"])
+    try:
+        return _adapter().validate_json(json.dumps(rest)), problems
+    except ValidationError:
+        return None, problems
+
+
+def _sentences(detail: Mapping[str, Any], tree: Mapping[str, Any]) -> list[str]:
+    """One pydantic error in our words."""
+    path, value = ".".join(map(str, detail["loc"])), detail["input"]
+    kind, context = detail["type"], detail.get("ctx", {})
+    if kind == "unexpected_keyword_argument":
+        return [f"{leaf}: unknown key{hint(leaf, paths(tree))}" for leaf in _leaves(path, value)]
+    if kind == "missing":
+        section, _, key = path.rpartition(".")
+        near = (
+            hint(section.removeprefix("targets."), whole_targets(tree), prefix="targets.") if key == "backbone" else ""
+        )
+        rule = f"unknown target{near} A new one needs {path}" if near else "required, and it has no default"
+        return [f"{section if near else path}: {rule}"]
+    rule = WORDS.get(kind, detail["msg"]).format(**context)
+    near = hint(str(value), re.findall(r"'([^']*)'", rule)) if kind == "literal_error" else ""
+    return [f"{path or 'recipe'}: {rule}, got {shorten(json.dumps(value, ensure_ascii=False))}{near}"]
+
+
+def shorten(text: str, limit: int = 80) -> str:
+    """At most `limit` characters of it."""
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def _leaves(path: str, value: Any) -> Iterator[str]:
+    """`trian` holding {steps: 3} is the unknown key trian.steps."""
+    if not isinstance(value, dict) or not value:
+        yield path
+    else:
+        for key, entry in value.items():
+            yield from _leaves(f"{path}.{key}", entry)
+
+
+def _remove(tree: Tree, path: tuple[Any, ...]) -> None:
+    """Takes the offending key out; an offending list goes as a whole, and so does a section that lacks a key."""
+    for depth, step in enumerate(path, 1):
+        if depth == len(path) or not isinstance(tree.get(step), dict):
+            tree.pop(step, None)
+            return
+        tree = tree[step]
+
+
+def check(recipe: Recipe) -> list[str]:
+    """The rules that join several keys and need no backbone, no feature and no rank; empty when all hold.
+
+    Each sentence names the key, its value, the rule and what to change.
+    """
+    return [*_check_data(recipe), *_check_models(recipe), *_check_training(recipe)]
+
+
+def _check_data(recipe: Recipe) -> Iterator[str]:
+    data = recipe.data
+    given = {key: value for key in ("root", "csv", "tars") if (value := getattr(data, key)) is not None}
+    for key in NEEDS[data.source]:
+        if key not in given:
+            yield f"data.{key}: required with data={data.source}; give data.{key}=..."
+    for key, value in given.items():
+        if key not in READS[data.source]:
+            right = next(source for source, keys in NEEDS.items() if key in keys)
+            yield f"data.{key}={value} is not read with data={data.source}; add data={right}, or leave it out"
+        elif key == "root" and not Path(value).is_dir():
+            yield f"data.root={value}: no such folder"
+        elif key == "csv" and not Path(value).is_file():
+            yield f"data.csv={value}: no such file"
+        elif key == "tars" and not re.search(r"[*?\[{]|::|://", value) and not Path(value).is_file():
+            yield f"data.tars={value}: no such file"
+    if data.group is not None:
+        try:
+            if re.compile(data.group).groups < 1:
+                yield f"data.group={data.group} captures nothing; put what names the group in brackets, as in ^(.*)_"
+        except re.error as error:
+            yield f"data.group={data.group} is not a regular expression: {error}"
+
+
+def _check_models(recipe: Recipe) -> Iterator[str]:
+    if not recipe.targets:
+        yield "targets: at least one is needed; choose targets=[NAME]"
+    for name in recipe.targets:
+        if not COLUMN.fullmatch(name):
+            yield f"targets.{name}: a target's name is a folder of the store; use letters, digits, _ and -"
+        if name in TAKEN:
+            yield f"targets.{name}: the store already has a folder of that name; choose another name"
+    models = {"student": recipe.student, **{f"targets.{name}": entry for name, entry in recipe.targets.items()}}
+    weights = {"backbones": recipe.backbones.weights, **{place: entry.weights for place, entry in models.items()}}
+    for place, value in weights.items():
+        if value is not None and value not in WEIGHTS and not Path(value).is_dir():
+            rule = f"is neither {' nor '.join(WEIGHTS)} nor a folder"
+            yield f"{place}.weights={value} {rule}{hint(value, WEIGHTS)}"
+    for place, entry in models.items():
+        yield from _check_repeats(f"{place}.special", entry.special)
+    options = {f"{place}.options": entry.options for place, entry in models.items()}
+    for place, values in (options | {"converter.options": recipe.converter.options}).items():
+        for path, number in _numbers(place, values):
+            if not isfinite(number):
+                yield f"{path}={number}: must be a finite number"
+    width, heads = (recipe.converter.options.get(key) for key in ("width", "heads"))
+    if type(width) is int and type(heads) is int and (heads < 1 or width % heads):
+        yield f"converter.options.width={width} must divide by converter.options.heads={heads}"
+
+
+def _check_training(recipe: Recipe) -> Iterator[str]:
+    train = recipe.train
+    if train.batch % train.accumulation:
+        yield f"train.batch={train.batch} must divide by train.accumulation={train.accumulation}"
+    if len(train.betas) != 2 or not all(0 <= beta < 1 for beta in train.betas):
+        yield f"train.betas={train.betas} must be two numbers, each at least 0 and below 1"
+    if round(train.warmup * train.steps) >= train.steps:
+        yield f"train.warmup={train.warmup:g} is a share of train.steps={train.steps} and must leave some; lower it"
+    if train.min_lr > train.lr:
+        yield f"train.min_lr={train.min_lr:g} is above train.lr={train.lr:g}; the rate falls from lr to min_lr"
+    name = recipe.run.name
+    if train.resume == "auto" and name is None:
+        yield "train.resume=auto needs run.name, the run to continue; give run.name=NAME"
+    if name is not None and (name in (".", "..") or re.search(r"[/\\\0]", name)):
+        yield f"run.name={name} must be one folder's name; run.dir says where it stands"
+    terms = ("mse", "smooth_l1", "cosine", "gram", "moments")
+    if not any(getattr(recipe.objective, term) for term in terms):
+        yield f"objective: all of {', '.join(terms)} are 0, so nothing would be learned; raise one"
+    yield from _check_repeats("evaluate.floors", recipe.evaluate.floors)
+
+
+def _check_repeats(path: str, names: list[Any]) -> Iterator[str]:
+    for name in sorted({name for name in names if names.count(name) > 1}):
+        yield f"{path}: {name} stands there {names.count(name)} times; once is enough"
+
+
+def _numbers(path: str, value: Any) -> Iterator[tuple[str, float]]:
+    if isinstance(value, float):
+        yield path, value
+    entries = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, entry in entries:
+        yield from _numbers(f"{path}.{key}", entry)

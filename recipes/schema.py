@@ -1,0 +1,160 @@
+"""The typed dataclasses of a recipe: the only definition of what a recipe may say.
+
+A recipe is a YAML tree; `recipes.compose` builds it and holds it against these classes. Every field that a user may
+set stands here, with its unit and its meaning. Fields without a default must be given by the recipe.
+"""
+
+from __future__ import annotations
+
+from dataclasses import field
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
+
+strict = ConfigDict(extra="forbid", strict=True, validate_default=True, allow_inf_nan=False)
+
+Text = Annotated[str, Field(min_length=1)]
+Count = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+@dataclass(config=strict, kw_only=True)
+class Run:
+    """Where a run writes."""
+
+    dir: Text | None = None  # default: runs/<recipe>
+    name: Text | None = None  # default: the time at which the run starts
+
+
+@dataclass(config=strict, kw_only=True)
+class Data:
+    """Which clips. `source` says which of the entries below count."""
+
+    source: Literal["demo", "folder", "csv", "webdataset"]
+    root: Text | None = None  # folder: DIR/<class>/video; csv: what relative paths are relative to
+    csv: Text | None = None  # path,label[,split,group,start,end]
+    tars: Text | None = None  # WebDataset tars of video files: a path, a glob or a brace pattern
+    clips: Count = 80  # demo: how many clips to render
+    seed: Seed = 0  # demo: which world
+    clip_seconds: Positive = 2.0  # length of a clip where no start and end are given
+    clips_per_video: Count = 1  # spread evenly over the video
+    group: Text | None = None  # regular expression on the path; what it captures is the group. Default: the file
+    max_refused: Share = 0.5  # share of clips that may be refused before the run stops
+
+
+@dataclass(config=strict, kw_only=True)
+class Store:
+    """Where feature columns live."""
+
+    path: Text | None = None  # default: features/<digest of data, view and backbones>
+    codec: Literal["int8", "fp16"] = "int8"
+    clips_per_shard: Count | None = None  # default: about 512 MB of the student
+
+
+@dataclass(config=strict, kw_only=True)
+class Backbones:
+    """What all backbones of a recipe share."""
+
+    weights: Text = "standin"  # standin | pretrained | a folder that holds one save_pretrained folder per backbone name
+    precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 on a GPU, fp32 on a CPU
+    batch: Count | None = None  # clips per forward. Default: 1 on a CPU, what fills the memory on a GPU
+
+
+@dataclass(config=strict, kw_only=True)
+class Backbone:
+    """One frozen video model. `backbone` is a name of teachers.BACKBONES; the rest are its options."""
+
+    backbone: Text
+    checkpoint: Text | None = None  # hub id of published weights, for weights=pretrained
+    revision: Text | None = None  # the commit of the checkpoint
+    licence: Text | None = None
+    weights: Text | None = None  # overrules backbones.weights
+    options: dict[str, Any] = field(default_factory=dict)  # keyword arguments of the backbone's factory
+    stored: list[str] = field(default_factory=list)  # tokens beside the grid that the store keeps
+    special: list[str] = field(default_factory=list)  # those of them that are converted, e.g. [cls]
+
+
+@dataclass(config=strict, kw_only=True)
+class ConverterSpec:
+    """Skip + branch."""
+
+    family: Text  # a name of converters.FAMILIES
+    skip: Literal["linear", "none"] = "linear"
+    normaliser: Literal["position", "global"] = "position"
+    options: dict[str, Any] = field(default_factory=dict)  # the family's own: width, latents, ...
+
+
+@dataclass(config=strict, kw_only=True)
+class Train:
+    """The training loop."""
+
+    steps: Count = 80
+    batch: Count = 8  # clips per optimizer step, over all ranks and accumulation steps
+    accumulation: Count = 1  # micro-batches per optimizer step
+    lr: Positive = 1e-3
+    skip_lr: Share = 0.1  # the skip's rate, as a share of lr
+    min_lr: NotNegative = 1e-6
+    warmup: Share = 0.05  # share of the steps
+    weight_decay: NotNegative = 0.02
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.99])
+    clip_norm: Positive = 1.0
+    queries: Count | None = 512  # target positions decoded per step, stratified over the grid; null: all
+    ema: Share = 0.999  # decay min(ema, (1+t)/(10+t)); 0: no average
+    precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 on a GPU, fp32 on a CPU
+    seed: Seed = 0
+    checkpoint_every: Count = 50  # steps
+    validate_every: Count = 20  # steps
+    resume: Literal["no", "auto"] = "no"  # auto: continue run.dir/run.name from its newest checkpoint
+
+
+@dataclass(config=strict, kw_only=True)
+class Objective:
+    """Weights of the loss's terms (distill.losses)."""
+
+    mse: NotNegative = 1.0
+    smooth_l1: NotNegative = 0.0
+    cosine: NotNegative = 0.5
+    gram: NotNegative = 0.1
+    moments: NotNegative = 0.0  # the report's soft match of batch mean and deviation
+    gram_tokens: Count = 128
+
+
+@dataclass(config=strict, kw_only=True)
+class Engine:
+    """DeepSpeed."""
+
+    zero: Literal[0, 1] = 0
+
+
+@dataclass(config=strict, kw_only=True)
+class Evaluate:
+    """What is measured after training."""
+
+    floors: list[Literal["mean", "position_mean", "pixels", "ridge", "skip", "mlp", "shuffled"]] = field(
+        default_factory=lambda: ["mean", "position_mean", "pixels", "ridge", "skip", "mlp", "shuffled"]
+    )
+    bootstrap: Count = 2000  # resamples of groups
+    cka_positions: Count = 16
+    tensorboard: bool = False
+
+
+@dataclass(config=strict, kw_only=True)
+class Recipe:
+    """A whole recipe."""
+
+    recipe: Text  # its name
+    data: Data
+    student: Backbone
+    targets: dict[str, Backbone]
+    converter: ConverterSpec
+    run: Run = field(default_factory=Run)
+    store: Store = field(default_factory=Store)
+    backbones: Backbones = field(default_factory=Backbones)
+    train: Train = field(default_factory=Train)
+    objective: Objective = field(default_factory=Objective)
+    engine: Engine = field(default_factory=Engine)
+    evaluate: Evaluate = field(default_factory=Evaluate)

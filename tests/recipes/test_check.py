@@ -1,0 +1,201 @@
+"""A mistake in a recipe dies before any work, by name, with all its fellows, and with the way out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from recipes.check import RecipeError, validate
+from recipes.compose import from_yaml, load_recipe, to_yaml
+from recipes.schema import Recipe
+
+
+def refuse(*words: str) -> RecipeError:
+    with pytest.raises(RecipeError) as refusal:
+        load_recipe(["recipe=perceiver_all", *words])
+    return refusal.value
+
+
+WRONG = [
+    ("train.stepz=3", "train.stepz: unknown key; did you mean train.steps?"),
+    ("lr=3", "lr: unknown key; did you mean train.lr?"),
+    ("batch=3", "batch: unknown key; did you mean backbones.batch or train.batch?"),
+    ("trian.steps=3", "trian.steps: unknown key; did you mean train.steps?"),
+    ("train.zero=1", "train.zero: unknown key; did you mean engine.zero?"),
+    ("xyzzy=1", "xyzzy: unknown key"),
+    ("train.steps.x=1", "train.steps: must be a whole number"),
+    ("targets.vidoemae.special=[cls]", "targets.vidoemae: unknown target; did you mean targets.videomae?"),
+    ("targets.vivit.licens=x", "targets.vivit.licens: unknown key; did you mean targets.vivit.licence?"),
+    ("targets.other.special=[cls]", "targets.other.backbone: required"),
+    ("targets.vivit=null", "targets.vivit: must be a section of keys, got null"),
+    ("targets.vivit.backbone=null", "targets.vivit.backbone: must be text, got null"),
+    ("targets.vivit.special=cls", 'targets.vivit.special: must be a list, as in [a,b], got "cls"'),
+    ("targets.vivit.special=[3]", "targets.vivit.special.0: must be text, got 3"),
+    ("targets.vivit.special=[cls,cls]", "targets.vivit.special: cls stands there 2 times"),
+    ("targets.student.backbone=vivit", "targets.student: the store already has a folder of that name"),
+    ("train=3", "train: must be a section of keys, got 3"),
+    ("train.steps=many", 'train.steps: must be a whole number, got "many"'),
+    ("train.steps=true", "train.steps: must be a whole number, got true"),
+    ("train.steps=1.0", "train.steps: must be a whole number, got 1.0"),
+    ("train.steps=0", "train.steps: must be at least 1, got 0"),
+    ("train.steps=null", "train.steps: must be a whole number, got null"),
+    ("train.steps=[1]", "train.steps: must be a whole number, got [1]"),
+    ("train.steps=", "train.steps: must be a whole number, got null"),
+    ("train.seed=-1", "train.seed: must be at least 0, got -1"),
+    ("train.lr=.nan", "train.lr: must be a finite number, got NaN"),
+    ("train.lr=nan", 'train.lr: must be a number, got "nan"'),
+    ("train.lr=1e999", "train.lr: must be a finite number, got Infinity"),
+    ("train.lr=0", "train.lr: must be above 0, got 0"),
+    ("train.lr=[1", "train.lr=[1: not a value"),
+    ("train.lr=!!python/object:os.system x", "train.lr=!!python/object:os.system x: not a value"),
+    ("train.warmup=2", "train.warmup: must be at most 1, got 2"),
+    ("train.warmup=1", "train.warmup=1 is a share of train.steps=80"),
+    ("train.min_lr=1", "train.min_lr=1 is above train.lr=0.001"),
+    ("train.betas=[0.9]", "train.betas=[0.9] must be two numbers"),
+    ("train.betas=[0.9,1.0]", "train.betas=[0.9, 1.0] must be two numbers"),
+    ("train.accumulation=3", "train.batch=8 must divide by train.accumulation=3"),
+    ("train.resume=auto", "train.resume=auto needs run.name"),
+    ("train.resume=yes", "train.resume: must be one of 'no' or 'auto', got \"yes\""),
+    ("run.name=a/b", "run.name=a/b must be one folder's name"),
+    ("run.name=..", "run.name=.. must be one folder's name"),
+    ("run.name=", "run.name: must not be empty"),
+    ("run.name=a\udc80", "run.name='a\\udc80': not valid UTF-8"),
+    ("data.max_refused=1.5", "data.max_refused: must be at most 1, got 1.5"),
+    ("data.group=(", "data.group=( is not a regular expression"),
+    ("data.group=^a", "data.group=^a captures nothing"),
+    ("data.root=.", "data.root=. is not read with data=demo; add data=folder"),
+    (
+        "data.source=foldr",
+        "data.source: must be one of 'demo', 'folder', 'csv' or 'webdataset', got \"foldr\"; did you mean folder?",
+    ),
+    ("store.codec=in8", "did you mean int8?"),
+    ("evaluate.floors=[rdge]", "evaluate.floors.0: must be one of"),
+    ("evaluate.floors=[ridge,ridge]", "evaluate.floors: ridge stands there 2 times"),
+    (
+        "backbones.weights=pretraind",
+        "backbones.weights=pretraind is neither standin nor pretrained nor a folder; did you mean pretrained?",
+    ),
+    ("student.weights=nowhere", "student.weights=nowhere is neither"),
+    ("converter.options=3", "converter.options: must be a section of keys, got 3"),
+    (
+        "converter.options={width: 100, heads: 3}",
+        "converter.options.width=100 must divide by converter.options.heads=3",
+    ),
+    ("converter.options.a=[.inf]", "converter.options.a.0=inf: must be a finite number"),
+    ("objective={mse: 0, cosine: 0, gram: 0}", "objective: all of mse, smooth_l1, cosine, gram, moments are 0"),
+    ("engine.zero=3", "engine.zero: must be one of 0 or 1, got 3"),
+    ("data=foldr", "data=foldr: unknown option 'foldr'; did you mean folder? valid: csv, demo, folder, webdataset"),
+    ("engine=[zero0,zero1]", "engine=[zero0,zero1]: choose one of zero0, zero1"),
+    ("targets=[]", "targets=[]: unknown option ''"),
+    ("recipe.x=1", "recipe.x: unknown key; recipe is a single value"),
+    ("+train.seed=3", "+train.seed=3: write key=value, without +"),
+    ("~train", "~train: write key=value, without ~"),
+    ("foo", "'foo': not of the form key=value"),
+    ("=3", "'=3': not of the form key=value"),
+    ("--foo=3", "'--foo=3': not of the form key=value"),
+    ("train.lr=" + "9" * 5000 + "e", "train.lr: must be a number, got"),
+]
+
+
+@pytest.mark.parametrize(("word", "problem"), WRONG, ids=[word[:40] for word, _ in WRONG])
+def test_one_mistake_one_sentence(word: str, problem: str) -> None:
+    refusal = refuse(word)
+    assert len(refusal.problems) == 1, refusal.problems
+    assert problem in refusal.problems[0] and len(refusal.problems[0]) < 300
+
+
+def test_all_mistakes_at_once() -> None:
+    words = [
+        "train.stepz=3",
+        "train.lr=-1",
+        "targets.vidoemae.special=[cls]",
+        "data=foldr",
+        "foo",
+        "train.accumulation=3",
+    ]
+    refusal = refuse(*words)
+    expected = ["train.stepz", "train.lr", "targets.vidoemae", "data=foldr", "'foo'", "train.accumulation"]
+    assert all(any(word in problem for problem in refusal.problems) for word in expected), refusal
+    assert len(refusal.problems) == len(expected) and "recipe perceiver_all has 6 problems:" in str(refusal)
+    assert isinstance(refusal, ValueError)
+
+
+def test_no_rule_speaks_of_a_default_that_stands_in_for_a_wrong_value() -> None:
+    assert len(refuse("train.batch=x", "train.accumulation=3").problems) == 1
+    assert len(refuse("data=foldr", "data.root=nowhere").problems) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (["data=folder"], "data.root: required with data=folder"),
+        (["data=folder", "data.root=nowhere"], "data.root=nowhere: no such folder"),
+        (["data=csv"], "data.csv: required with data=csv"),
+        (["data=csv", "data.csv=no.csv"], "data.csv=no.csv: no such file"),
+        (["data=webdataset"], "data.tars: required with data=webdataset"),
+        (["data=webdataset", "data.tars=no.tar"], "data.tars=no.tar: no such file"),
+        (
+            ["data=webdataset", "data.tars=*.tar", "data.csv=a.csv"],
+            "data.csv=a.csv is not read with data=webdataset; add data=csv",
+        ),
+    ],
+)
+def test_a_source_has_what_it_reads(words: list[str], problem: str) -> None:
+    assert refuse(*words).problems == [text for text in refuse(*words).problems if problem in text]
+
+
+def test_a_local_folder_of_weights(tmp_path: Path) -> None:
+    recipe = load_recipe(["recipe=perceiver_all", f"backbones.weights={tmp_path}"])
+    assert recipe.backbones.weights == str(tmp_path)
+
+
+def test_unknown_recipe_and_none() -> None:
+    with pytest.raises(RecipeError, match="unknown recipe 'perceiver_vidomae'; did you mean perceiver_videomae"):
+        load_recipe(["recipe=perceiver_vidomae"])
+    with pytest.raises(RecipeError, match=r"add recipe=NAME(.|\n)*perceiver_all(.|\n)*perceiver_vivit"):
+        load_recipe(["train.steps=3"])
+    with pytest.raises(RecipeError, match=r"no\.yaml.*cannot be read"):
+        load_recipe(["recipe=no.yaml"])
+
+
+def test_the_caller_adds_rules() -> None:
+    rules = {"targets: no such backbone"}
+    with pytest.raises(RecipeError, match=r"(?s)train\.stepz.*no such backbone"):
+        load_recipe(["recipe=perceiver_all", "train.stepz=1"], also=lambda recipe: rules)
+    assert load_recipe(["recipe=perceiver_all"], also=lambda recipe: ())
+
+
+@pytest.mark.parametrize("text", ["3", "[", "", "a: b", "!!python/object:os.system {}"])
+def test_from_yaml_refuses(text: str) -> None:
+    with pytest.raises(RecipeError):
+        from_yaml(text)
+
+
+@pytest.mark.parametrize(
+    "targets", ["3", "[a]", "null", "{a: 3, b: {special: [x]}}", "{licence: {backbone: b, licence: 3}}"]
+)
+def test_targets_of_any_shape_are_refused_by_name(targets: str) -> None:
+    with pytest.raises(RecipeError, match="targets"):
+        from_yaml(f"recipe: x\ntargets: {targets}\nstudent: {{}}\n")
+
+
+def test_required_sections_are_named() -> None:
+    recipe, problems = validate({"recipe": "x"})
+    assert recipe is None and len(problems) == 4
+    assert "student: required" in " ".join(problems) and "targets: required" in " ".join(problems)
+
+
+def test_wrong_keys_are_left_out_of_what_is_checked() -> None:
+    tree = {
+        "recipe": "x",
+        "data": {"source": "demo"},
+        "student": {"backbone": "a"},
+        "targets": {"b": {"backbone": "b"}},
+    }
+    recipe, problems = validate(tree | {"converter": {"family": "f"}, "train": {"steps": 5, "lr": -1}})
+    assert isinstance(recipe, Recipe) and recipe.train.steps == 5 and len(problems) == 1
+    assert to_yaml(recipe).startswith("recipe: x\n")
+    named = {"targets": {"licence": {"backbone": "b", "licence": 3, "special": ["a"]}}, "converter": {"family": "f"}}
+    recipe, problems = validate(tree | named)
+    assert len(problems) == 1 and recipe is not None and recipe.targets["licence"].special == ["a"]
