@@ -1,0 +1,151 @@
+"""Scores of trained converters beside their floors: one pass over a split, everything paired on its clips.
+
+Axes: n clips, r resamples.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from converters.converter import Converter
+from distill.metrics import METRICS, MINIMUM_CLIPS, Alignment, Statistics, group_weights, interval
+from shards.ranks import Ranks
+from shards.reader import scan
+from shards.store import FeatureStore
+
+Scores = dict[str, dict[str, Alignment]]  # candidate -> target -> its sums
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A converter and the column that it reads."""
+
+    converter: Converter
+    column: str = "student"
+
+
+def frozen_statistics(store: FeatureStore, target: str) -> Statistics:
+    """The train split's statistics of a target, as the headline metrics use them."""
+    found = store.statistics(target)
+    return Statistics(found["mean"], found["scale"], found["global_mean"])
+
+
+@torch.inference_mode()
+def score(
+    store: FeatureStore,
+    indices: Sequence[int],
+    candidates: Mapping[str, Sequence[Candidate]],
+    *,
+    ranks: Ranks,
+    positions: Mapping[str, Tensor] | None = None,
+    cka_positions: int = 0,
+    task: str = "evaluate",
+) -> Scores:
+    """Alignment of every candidate on the clips `indices` of the store; each rank reads its share.
+
+    A candidate is a list of converters, each for the targets that it has. positions: only these tokens of a target.
+    """
+    positions = dict(positions or {})
+    names = sorted({target for parts in candidates.values() for part in parts for target in part.converter.targets})
+    columns = sorted({part.column for parts in candidates.values() for part in parts} | set(names))
+    statistics = {name: at(frozen_statistics(store, name), positions.get(name)).to(ranks.device) for name in names}
+    scores: Scores = {
+        label: {
+            target: Alignment(statistics[target], num_clips=len(indices), cka_positions=cka_positions)
+            for part in parts
+            for target in part.converter.targets
+        }
+        for label, parts in candidates.items()
+    }
+    mine = list(indices)[ranks.rank :: ranks.world]
+    place = {index: number for number, index in enumerate(indices)}
+    with tqdm(total=len(mine), desc=task, unit="clip", disable=not ranks.main, dynamic_ncols=True) as progress:
+        for batch in scan(store, indices=mine, columns=columns, device=ranks.device):
+            clips = torch.tensor([place[index] for index in batch["indices"].tolist()])
+            for label, parts in candidates.items():
+                for part in parts:
+                    chosen = {name: index for name, index in positions.items() if name in part.converter.targets}
+                    converted = part.converter(batch[part.column], positions=chosen or None)
+                    for target, tokens in converted.items():
+                        index = positions.get(target)
+                        teacher = batch[target] if index is None else batch[target].index_select(1, index.to(ranks.device))
+                        scores[label][target].update(clips, tokens, teacher)
+            progress.update(len(clips))
+    for by_target in scores.values():
+        for alignment in by_target.values():
+            alignment.reduce(ranks)
+    return scores
+
+
+def at(statistics: Statistics, positions: Tensor | None) -> Statistics:
+    """The same statistics at some tokens only."""
+    if positions is None:
+        return statistics
+    return Statistics(statistics.mean[positions.cpu()], statistics.scale, statistics.global_mean)
+
+
+def summarise(scores: Scores, *, converter: str, groups: list[str], resamples: int) -> dict[str, Any]:
+    """The numbers of summary.json: `targets`, `intervals`, `marks`, `floors` and `gain`.
+
+    converter: which candidate is the headline; the others are floors. groups: of the scored clips, in their order.
+    """
+    weights = group_weights(groups, resamples=resamples)
+    targets = {name: finite(alignment.compute()) for name, alignment in scores[converter].items()}
+    marks = {name: few_clips(len(groups), len(set(groups))) for name in targets}
+    summary: dict[str, Any] = {
+        "targets": targets,
+        "intervals": {name: intervals(alignment, weights) for name, alignment in scores[converter].items()},
+        "marks": {name: found for name, found in marks.items() if found},
+        "floors": {
+            floor: {name: finite(alignment.compute()) for name, alignment in by_target.items()}
+            for floor, by_target in scores.items()
+            if floor != converter
+        },
+        "references": {},
+        "gain": {},
+    }
+    for name, ours in scores[converter].items():
+        if "ridge" in scores:
+            summary["gain"][name] = paired_gain(ours, scores["ridge"][name], weights)
+    return summary
+
+
+def intervals(alignment: Alignment, weights: Tensor) -> dict[str, list[float | None]]:
+    """95% intervals of the metrics that are sums over clips, resampled by group."""
+    found = {name: interval(values) for name, values in alignment.resampled(weights).items()}
+    return {name: [number_or_none(low), number_or_none(high)] for name, (low, high) in found.items()}
+
+
+def paired_gain(ours: Alignment, other: Alignment, weights: Tensor) -> dict[str, float | None]:
+    """r2c of one minus r2c of the other on the same clips, with the interval of that difference."""
+    once = torch.ones(1, weights.shape[1])
+    value = float(ours.resampled(once)["r2c"] - other.resampled(once)["r2c"])
+    low, high = interval(ours.resampled(weights)["r2c"] - other.resampled(weights)["r2c"])
+    return {"value": number_or_none(value), "low": number_or_none(low), "high": number_or_none(high)}
+
+
+def few_clips(clips: int, groups: int) -> dict[str, str]:
+    """A mark for every metric that has fewer clips than it needs."""
+    marks = {}
+    for name in METRICS:
+        if clips < MINIMUM_CLIPS[name]:
+            marks[name] = f"{clips} clips, {MINIMUM_CLIPS[name]} needed"
+        elif groups < 5:
+            marks[name] = f"{groups} groups: the interval cannot be trusted"
+    return marks
+
+
+def finite(values: Mapping[str, float]) -> dict[str, float | None]:
+    return {name: number_or_none(value) for name, value in values.items()}
+
+
+def number_or_none(value: float) -> float | None:
+    """JSON has no nan."""
+    return value if math.isfinite(value) else None

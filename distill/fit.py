@@ -1,0 +1,125 @@
+"""What is solved rather than trained: normalisers from the store's statistics, linear maps by streaming ridge.
+
+The ridge of the student is at once the `ridge` floor and the start of every trained skip. On wrongly paired clips the
+same equations give the `shuffled` control, on averaged pixels the `pixels` floor; one pass over the train clips serves
+them all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from converters.converter import Converter
+from converters.linear import LinearSkip
+from converters.ridge import NormalEquations, Ridge, assign_folds
+from shards.ranks import Ranks
+from shards.reader import scan
+from shards.store import FeatureStore
+
+TRUE, SHUFFLED = "true", "shuffled"
+Place = tuple[str, str, str]  # column, target, part of the skip
+Solutions = dict[Place, dict[str, Ridge]]
+
+
+def set_normalisers(converter: Converter, store: FeatureStore, *, column: str = "student") -> Converter:
+    """Gives a converter the train split's statistics of the column it reads and of its targets. Returns it."""
+    mean, scale = ("mean", "scale") if converter.normaliser == "position" else ("global_mean", "global_scale")
+    normalisers = {column: converter.student_normaliser} | dict(converter.target_normalisers.items())
+    for name, normaliser in normalisers.items():
+        found = store.statistics(name)
+        normaliser.set_(found[mean], found[scale])  # type: ignore[operator]
+    return converter
+
+
+def normaliser_digest(converter: Converter) -> str:
+    """Identifies the statistics that a converter's space rests on: runs with others cannot be compared."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(converter.state_dict().items()):
+        if "normaliser" in name:
+            digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def set_skips(converter: Converter, solutions: Solutions, *, column: str = "student", pairing: str = TRUE) -> Converter:
+    """Gives a converter's skips the ridge solutions. Returns it."""
+    for target, skip in converter.skips.items():
+        assert isinstance(skip, LinearSkip)
+        skip.set_({part: solutions[column, target, part][pairing].weight.float() for part in skip.parts})
+    return converter
+
+
+@torch.no_grad()
+def solve_ridges(
+    store: FeatureStore, readers: Mapping[str, Converter], *, indices: Sequence[int], ranks: Ranks, shuffled: bool = True
+) -> Solutions:
+    """Ridge solutions for the skips of linear converters, from all clips `indices`.
+
+    readers: column -> the linear converter that reads it, normalisers set, on the ranks' device. shuffled: also solve each
+    clip's tokens against the targets of a clip of another group. Each rank accumulates its share; all solve the same sums.
+    """
+    pairings = (TRUE, SHUFFLED) if shuffled else (TRUE,)
+    equations = {
+        (column, target, part): NormalEquations(
+            converter.student.dim, converter.targets[target].dim, pairings=pairings, device=ranks.device
+        )
+        for column, converter in readers.items()
+        for target, skip in converter.skips.items()
+        for part in skip.parts  # type: ignore[union-attr]
+    }
+    order = apart(indices, [store.groups[index] for index in indices])
+    fold = dict(zip(order, assign_folds([store.groups[index] for index in order]), strict=True))
+    mine = order[ranks.rank :: ranks.world]
+    targets = sorted({target for _, target, _ in equations})
+    partners = {target: [mine[-1], *mine[:-1]] for target in targets}
+    columns = sorted({*readers, *targets})
+    right = scan(store, indices=mine, columns=columns, batch=1, device=ranks.device)
+    wrong = scan(store, indices=mine, columns=targets, batch=1, device=ranks.device, paired=partners)
+    pairs = zip(right, wrong, strict=True) if shuffled else ((batch, batch) for batch in right)
+    bar = tqdm(pairs, total=len(mine), desc="ridge", unit="clip", disable=not ranks.main, dynamic_ncols=True)
+    for batch, other in bar:
+        index = int(batch["indices"])
+        for column, converter in readers.items():
+            answers = {TRUE: batch, SHUFFLED: other}
+            accumulate(equations, column, converter, batch[column], {p: answers[p] for p in pairings}, fold[index])
+    for equation in equations.values():
+        for sums in equation.tensors():
+            ranks.sum_(sums)
+    return {place: equation.solve() for place, equation in equations.items()}
+
+
+def accumulate(
+    equations: Mapping[Place, NormalEquations],
+    column: str,
+    converter: Converter,
+    tokens: Tensor,
+    answers: Mapping[str, Mapping[str, Tensor]],
+    fold: int,
+) -> None:
+    """Adds one clip to the normal equations of every target and part. answers: pairing -> the clip that answers."""
+    x = converter.student_normaliser.standardise(tokens)
+    asked = converter.queries()
+    for target, skip in converter.skips.items():
+        assert isinstance(skip, LinearSkip)
+        rows = skip.design(x, asked[target])
+        wanted = {
+            pairing: skip.split(converter.standardise_targets(target, batch[target]))
+            for pairing, batch in answers.items()
+        }
+        for part, row in rows.items():
+            equations[column, target, part].add(row, {p: split[part] for p, split in wanted.items()}, fold=fold)
+
+
+def apart(indices: Sequence[int], groups: Sequence[str]) -> list[int]:
+    """The clips in an order in which neighbours (and the two ends) are of different groups, as far as that is possible:
+    one clip of each group in turn."""
+    turns: dict[str, int] = {}
+    keyed = []
+    for index, group in zip(indices, groups, strict=True):
+        turns[group] = turns.get(group, -1) + 1
+        keyed.append((turns[group], group, index))
+    return [index for _, _, index in sorted(keyed)]

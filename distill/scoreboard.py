@@ -1,0 +1,101 @@
+"""Command: runs -> a table of runs x targets, with floors as rows and what each run costs.
+
+python -m distill.scoreboard RUN [RUN ...]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from distill.table import format_table, number
+
+MUST_AGREE = ("split", "view", "data", "normaliser")
+COST = ("M params", "GMAC", "ms/clip")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns the exit status: 0, or 1 where runs cannot be read or compared."""
+    parser = argparse.ArgumentParser(prog="python -m distill.scoreboard", description="Compares finished runs.")
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run folder (it holds summary.json)")
+    parser.add_argument("--metric", default="r2c", help="which metric to show (default: r2c)")
+    arguments = parser.parse_args(argv)
+    try:
+        print(scoreboard(arguments.runs, metric=arguments.metric))
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def scoreboard(runs: Sequence[Path], *, metric: str = "r2c") -> str:
+    """The table. Raises ValueError where runs cannot be compared, naming what differs, or a metric is unknown."""
+    summaries = {str(run): read_summary(run) for run in runs}
+    for target in sorted({target for summary in summaries.values() for target in summary["targets"]}):
+        check_comparable({run: found for run, found in summaries.items() if target in found["targets"]}, target)
+    targets = sorted({target for summary in summaries.values() for target in summary["targets"]})
+    known = sorted({name for summary in summaries.values() for found in summary["targets"].values() for name in found})
+    if metric not in known:
+        raise ValueError(f"no run has the metric {metric!r}; there are {', '.join(known)}")
+    best = {target: best_of([s["targets"][target].get(metric) for s in summaries.values() if target in s["targets"]], metric)
+            for target in targets}  # fmt: skip
+    rows = []
+    for run, summary in summaries.items():
+        cells = [cell(summary["targets"].get(target, {}).get(metric), best[target]) for target in targets]
+        rows.append([f"{run} ({summary['family']})", *cells, *cost_cells(summary["cost"])])
+        for floor, found in summary["floors"].items():
+            cells = [cell(found.get(target, {}).get(metric)) if target in found else "" for target in targets]
+            rows.append([f"    {floor}", *cells, "", "", ""])
+    return format_table([f"{metric} on test", *targets, *COST], rows) + "\n* best run of the column"
+
+
+def read_summary(run: Path) -> dict[str, Any]:
+    """A run's summary.json. Raises FileNotFoundError for an unfinished run, ValueError for a file that is not one."""
+    path = run / "summary.json"
+    if not path.exists():
+        raise FileNotFoundError(f"{run} has no summary.json; it is no run folder, or its run has not ended")
+    try:
+        summary = json.loads(path.read_text(encoding="utf-8"))
+        missing = {"targets", "floors", "cost", "digests", "family"} - set(summary)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path} cannot be read ({error})") from None
+    if missing:
+        raise ValueError(f"{path} lacks {', '.join(sorted(missing))}; it is not the summary of a run")
+    return summary
+
+
+def check_comparable(summaries: dict[str, dict[str, Any]], target: str) -> None:
+    """Raises ValueError where runs on one target were scored on other clips or in another space."""
+    (first, reference), *others = summaries.items()
+    for run, summary in others:
+        for name in MUST_AGREE:
+            ours, theirs = reference["digests"].get(name), summary["digests"].get(name)
+            alone = set(summary["targets"]) == set(reference["targets"])
+            if ours != theirs and (name != "normaliser" or alone):
+                raise ValueError(
+                    f"{first} and {run} cannot be compared on {target}: their {name} differs "
+                    f"({str(ours)[:12]} and {str(theirs)[:12]}); give runs on the same data and view"
+                )
+
+
+def best_of(values: Sequence[float | None], metric: str) -> float | None:
+    """The best value; None where there is nothing to compare."""
+    found = [value for value in values if value is not None]
+    lower_is_better = metric in ("nmse", "smooth_l1")
+    return (min(found) if lower_is_better else max(found)) if len(found) > 1 else None
+
+
+def cell(value: float | None, best: float | None = None) -> str:
+    return number(value) + ("*" if value is not None and value == best else "")
+
+
+def cost_cells(cost: dict[str, Any]) -> list[str]:
+    return [f"{cost['parameters'] / 1e6:.2f}", f"{cost['macs'] / 1e9:.2f}", f"{cost['latency_ms']:.0f}"]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

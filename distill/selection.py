@@ -1,0 +1,58 @@
+"""What is chosen after training, on val only: the last weights of a learner or their average."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+
+import torch
+
+from converters.converter import Converter
+from converters.resample import stratified
+from distill.evaluate import Candidate, score
+from distill.train import Learner
+from shards.ranks import Ranks
+from shards.store import FeatureStore
+
+ByTarget = dict[str, float]
+
+
+def validation_r2c(
+    converters: Mapping[str, Converter], store: FeatureStore, *, queries: int | None, ranks: Ranks
+) -> dict[str, ByTarget]:
+    """r2c on the val clips at a fixed sample of `queries` tokens per target (None: all): {converter: {target: value}}."""
+    layouts = next(iter(converters.values())).targets
+    generator = torch.Generator().manual_seed(0)
+    positions = {
+        name: stratified(layout, queries, generator)
+        for name, layout in layouts.items()
+        if queries and layout.num_grid_tokens > queries
+    }
+    candidates = {name: [Candidate(converter)] for name, converter in converters.items()}
+    scores = score(store, store.indices("val"), candidates, ranks=ranks, positions=positions, task="validate")
+    return {name: {target: at.compute()["r2c"] for target, at in found.items()} for name, found in scores.items()}
+
+
+def choose_weights(
+    learners: Sequence[Learner],
+    converters: Mapping[str, Converter],
+    store: FeatureStore,
+    *,
+    queries: int | None,
+    ranks: Ranks,
+) -> dict[str, tuple[str, ByTarget]]:
+    """Gives every learner's converter the weights with the better mean r2c on val. Returns {learner: (which, r2c)}."""
+    last = validation_r2c(converters, store, queries=queries, ranks=ranks)
+    with ExitStack() as stack:
+        for learner in learners:
+            stack.enter_context(learner.engine.averaged())
+        averaged = validation_r2c(converters, store, queries=queries, ranks=ranks)
+    chosen: dict[str, tuple[str, ByTarget]] = {}
+    for learner in learners:
+        ours, theirs = last[learner.name], averaged[learner.name]
+        if sum(theirs.values()) > sum(ours.values()):
+            learner.engine.keep_average()
+            chosen[learner.name] = ("averaged", theirs)
+        else:
+            chosen[learner.name] = ("last", ours)
+    return chosen

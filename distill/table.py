@@ -1,0 +1,25 @@
+"""Plain-text tables."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Columns aligned by the widest cell, the first to the left, numbers to the right."""
+    lines = [list(header), *map(list, rows)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
+    rule = "  ".join("-" * width for width in widths)
+    text = [
+        "  ".join(
+            cell.ljust(width) if column == 0 else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    ]
+    return "\n".join([text[0], rule, *text[1:]])
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """A number of a summary; those that could not be had are a dash."""
+    return "-" if value is None else f"{value:.{digits}f}"
