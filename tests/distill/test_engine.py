@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from torch import nn
@@ -12,11 +10,9 @@ from distill.engine import Engine, load_parameters, schedule
 from shards.ranks import Ranks
 
 
-@pytest.fixture(scope="module")
-def ranks() -> Iterator[Ranks]:
-    joined = Ranks.join({})
-    yield joined
-    joined.leave()
+@pytest.fixture
+def ranks() -> Ranks:
+    return Ranks.join({})
 
 
 class Regression(nn.Module):

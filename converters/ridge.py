@@ -1,0 +1,143 @@
+"""Streaming ridge regression: normal equations over all train clips, the penalty chosen by folds over groups.
+
+Axes: n rows, d inputs, e outputs. The choice needs no second pass over the data: with A_k, B_k the sums outside fold k
+and A_k = V diag(s) V', the weights at penalty p are V (s + p)^-1 V' B_k, and their squared error on fold k is a
+quadratic form in (s + p)^-1 whose coefficients are computed once per fold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+# Relative to the mean of X'X's diagonal. The largest shrink the weights of unrelated data to nothing.
+PENALTIES = tuple(10.0 ** (power / 2) for power in range(-12, 13))
+
+
+@dataclass(frozen=True)
+class Ridge:
+    """weight: (e, d) float64. penalty: the chosen one, relative. errors: fold -> squared error by penalty, as a share
+    of the fold's sum of squares."""
+
+    weight: Tensor
+    penalty: float
+    errors: dict[int, tuple[float, ...]]
+
+
+class NormalEquations:
+    """X'X, X'Y and tr Y'Y per fold, float64; several right-hand sides ("pairings") share one X'X.
+
+    Rows of one group belong to one fold (see assign_folds). Products run in float32, clip by clip, and
+    only their sums in float64: answers then agree with all-float64 ones to 1e-5 where inputs spread over two decades
+    (test), in half the time.
+    `tensors()` are plain sums: add them over ranks before solving.
+    """
+
+    def __init__(
+        self, d: int, e: int, *, folds: int = 5, pairings: Sequence[str] = ("true",), device: torch.device | str = "cpu"
+    ) -> None:
+        if folds < 2:
+            raise ValueError(f"folds is {folds}; choosing a penalty takes at least 2")
+        self.d, self.e, self.pairings = d, e, tuple(pairings)
+        zeros = dict(dtype=torch.float64, device=device)
+        self.rows = torch.zeros(folds, **zeros)  # type: ignore[call-overload]
+        self.xx = torch.zeros(folds, d, d, **zeros)  # type: ignore[call-overload]
+        self.xy = torch.zeros(len(self.pairings), folds, d, e, **zeros)  # type: ignore[call-overload]
+        self.yy = torch.zeros(len(self.pairings), folds, **zeros)  # type: ignore[call-overload]
+
+    def tensors(self) -> list[Tensor]:
+        """The accumulators, to be summed in place over ranks."""
+        return [self.rows, self.xx, self.xy, self.yy]
+
+    @torch.no_grad()
+    def add(self, x: Tensor, targets: Mapping[str, Tensor], *, fold: int) -> None:
+        """Rows x (.. d) and, for every pairing, rows y (.. e); 34 + 25 ms per pairing for 1568 x 1024 -> 768."""
+        if set(targets) != set(self.pairings):
+            raise ValueError(f"targets are given for {sorted(targets)}, but the pairings are {sorted(self.pairings)}")
+        if not 0 <= fold < len(self.rows):
+            raise ValueError(f"fold is {fold}; valid: 0..{len(self.rows) - 1}")
+        wide = torch.promote_types(x.dtype, torch.float32)
+        x = x.reshape(-1, x.shape[-1]).to(wide)
+        rows = [targets[pairing].reshape(-1, targets[pairing].shape[-1]).to(wide) for pairing in self.pairings]
+        for pairing, y in zip(self.pairings, rows, strict=True):
+            if x.shape[1] != self.d or y.shape != (x.shape[0], self.e):
+                raise ValueError(
+                    f"rows of {pairing!r} are {tuple(x.shape)} -> {tuple(y.shape)}, but the equations map "
+                    f"{self.d} channels to {self.e}, row by row"
+                )
+        with torch.autocast(x.device.type, enabled=False):
+            self.xx[fold] += x.T @ x
+            for at, y in enumerate(rows):
+                self.xy[at, fold] += x.T @ y
+                self.yy[at, fold] += y.double().square().sum()
+        self.rows[fold] += x.shape[0]
+
+    @torch.no_grad()
+    def solve(self, penalties: Iterable[float] = PENALTIES) -> dict[str, Ridge]:
+        """Each pairing's ridge at the penalty with the least error summed over folds.
+
+        At d 1024, e 768, 5 folds and 2 pairings it takes 3 s on one core, half of it eigenvalues. Raises ValueError on
+        non-finite sums, or if no fold can be held against the others (a single group).
+        """
+        grid = torch.tensor(sorted(penalties), dtype=torch.float64, device=self.xx.device)
+        if not len(grid) or not bool((grid.isfinite() & (grid > 0)).all()):
+            raise ValueError(f"penalties are {grid.tolist()}; give finite ones above 0")
+        for label, value in (("X'X", self.xx), ("X'Y", self.xy), ("tr Y'Y", self.yy)):
+            if not bool(value.isfinite().all()):
+                raise ValueError(f"{label} holds {float(value[~value.isfinite()][0])}; look for it in the features")
+        usable = [fold for fold, rows in enumerate(self.rows.tolist()) if 0 < rows < float(self.rows.sum())]
+        if not usable:
+            raise ValueError(
+                f"rows per fold are {[int(rows) for rows in self.rows.tolist()]}: no fold can be held against the "
+                "others; the train split needs clips of at least two groups"
+            )
+        errors = {fold: self._errors(fold, grid) for fold in usable}
+        return {pairing: self._refit(at, grid, errors) for at, pairing in enumerate(self.pairings)}
+
+    def _errors(self, fold: int, grid: Tensor) -> Tensor:
+        """Squared error on `fold` of the weights fitted outside it: (pairings, penalties)."""
+        outside = self.xx.sum(dim=0) - self.xx[fold]
+        values, vectors = torch.linalg.eigh(outside)
+        shrink = 1 / (values.clamp(min=0) + grid[:, None] * _mean_diagonal(outside))  # (penalties, d)
+        inside = vectors.T @ self.xx[fold] @ vectors
+        errors = []
+        for at in range(len(self.pairings)):
+            fitted = vectors.T @ (self.xy[at].sum(dim=0) - self.xy[at, fold])
+            held_out = vectors.T @ self.xy[at, fold]
+            linear = (fitted * held_out).sum(dim=1)
+            quadratic = inside * (fitted @ fitted.T)
+            errors.append(self.yy[at, fold] - 2 * shrink @ linear + ((shrink @ quadratic) * shrink).sum(dim=1))
+        return torch.stack(errors)
+
+    def _refit(self, at: int, grid: Tensor, errors: dict[int, Tensor]) -> Ridge:
+        total = torch.stack([by_fold[at] for by_fold in errors.values()]).sum(dim=0)
+        penalty = float(grid[total.argmin()])
+        xx = self.xx.sum(dim=0)
+        xx.diagonal().add_(penalty * _mean_diagonal(xx))
+        weight = torch.cholesky_solve(self.xy[at].sum(dim=0), torch.linalg.cholesky(xx)).T.contiguous()
+        size = self.yy[at].clamp(min=torch.finfo(torch.float64).tiny)
+        shares = {fold: tuple((by_fold[at] / size[fold]).tolist()) for fold, by_fold in errors.items()}
+        return Ridge(weight, penalty, shares)
+
+
+def _mean_diagonal(xx: Tensor) -> Tensor:
+    mean = xx.diagonal().mean()
+    if not bool(mean > 0):
+        raise ValueError(f"the mean of X'X's diagonal is {float(mean)}; the inputs are zero in all clips of a fold")
+    return mean
+
+
+def assign_folds(groups: Sequence[str], folds: int = 5) -> list[int]:
+    """A fold for every clip, such that a group stays together and folds are of nearly equal size."""
+    sizes: dict[str, int] = {}
+    for group in groups:
+        sizes[group] = sizes.get(group, 0) + 1
+    load = [0] * folds
+    chosen: dict[str, int] = {}
+    for group in sorted(sizes, key=lambda name: (-sizes[name], name)):
+        chosen[group] = load.index(min(load))
+        load[chosen[group]] += sizes[group]
+    return [chosen[group] for group in groups]

@@ -1,0 +1,259 @@
+"""Clips -> feature columns: renders every clip once, runs the backbones that miss it, writes finished shards.
+
+Everything comes in through parameters: how a clip is rendered, the backbones, the ranks. A shard is computed from its
+first clip on, in fixed groups of `batch` clips, by one rank, and a clip that any column of the pass refuses is refused
+by all; so the finished store is the same, byte for byte, for any number of ranks and after any interruption.
+
+Axes: b clips of a forward, q tokens of a clip, d channels.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from shards.codec import CALIBRATION_CLIPS, CALIBRATION_FILE, Calibration, Codec, load_codec
+from shards.column import CLIPS
+from shards.disk import remove_temporaries
+from shards.group import Clip, Computer, Group, Render, Rendered, Source, Views
+from shards.plan import Plan, Work, check_refused, make_plan, required_bytes
+from shards.prefetch import prefetch
+from shards.statistics import STATISTICS_FILE, compute_statistics, save_statistics
+from shards.store import FeatureStore
+from shards.writer import ShardWriter
+
+__all__ = ["Alone", "Clip", "Render", "Source", "Team", "Views", "extract"]
+
+KEPT_CLIPS = 64  # whose tokens are kept from the calibration; more are computed again
+
+
+class Team(Protocol):
+    """This process among the others."""
+
+    rank: int
+    world: int
+
+    def barrier(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class Alone:
+    """The team of one."""
+
+    rank: int = 0
+    world: int = 1
+
+    def barrier(self) -> None:
+        return
+
+
+def extract(
+    path: str | Path,
+    *,
+    clips: Sequence[Clip],
+    columns: Mapping[str, Source],
+    render: Render,
+    view: dict[str, Any],
+    refusal: type[Exception],
+    codec: str = "int8",
+    clips_per_shard: int | None = None,
+    ranks: Team | None = None,
+    batch: int = 1,
+    device: torch.device | str = "cpu",
+    threads: int = 1,
+    max_refused: float = 0.5,
+    free_bytes: Callable[[Path], int] | None = None,
+    say: Callable[[str], None] = print,
+) -> None:
+    """Brings a store to the point where it has every one of `columns` for every clip; finished shards stay.
+
+    clips: in the order of the store, keys unique. render: decodes a clip once for every backbone; what it raises as
+    `refusal`, and tokens that are not finite, refuse the clip by name in all columns of this pass. view: the settings
+    that decide what a clip shows; digested. codec: int8 or fp16, for columns that are new. clips_per_shard: None takes
+    the store's, or about 512 MB of the first column in at least 8 shards. batch: clips per forward, part of the bytes
+    on devices whose results depend on it. threads: render ahead. free_bytes: of a folder's disk.
+
+    Raises ValueError where the store there was made otherwise (view, clips, split, labels, codec, partition, origin or
+    layout of a column), naming both; OSError where the disk is too small; ValueError above the share `max_refused`.
+    """
+    root, team = Path(path), ranks or Alone()
+    plan = make_plan(root, clips=clips, columns=columns, view=view, codec=codec, clips_per_shard=clips_per_shard)
+    if plan.work:
+        check_disk(plan, free_bytes or (lambda folder: shutil.disk_usage(folder).free), say=say, quiet=team.rank > 0)
+    team.barrier()
+    sources = {name: source for name, source in columns.items() if name in plan.missing}
+    job = _Pass(
+        plan, Computer(plan.clips, sources, render, refusal, torch.device(device)), batch=batch, threads=threads
+    )
+    if team.rank == 0:
+        root.mkdir(parents=True, exist_ok=True)
+        remove_temporaries(root)
+        if plan.work:
+            plan.write_manifest(complete=False)
+            job.prepare(world=team.world, say=say)
+    team.barrier()
+    job.run(plan.work[team.rank :: team.world], quiet=team.rank > 0, max_refused=max_refused, world=team.world)
+    team.barrier()
+    if team.rank == 0:
+        plan.write_manifest(complete=True)
+    team.barrier()
+    write_statistics(root, [name for number, name in enumerate(columns) if number % team.world == team.rank])
+    team.barrier()
+    check_refused(plan.refusals(plan.shards), total=len(clips), share=max_refused, final=True)
+
+
+def check_disk(plan: Plan, free_bytes: Callable[[Path], int], *, say: Callable[[str], None], quiet: bool) -> None:
+    """Says how much will be written, and stops where it does not fit."""
+    required, per_clip = required_bytes(plan)
+    folder = plan.root
+    while not folder.exists():
+        folder = folder.parent
+    free = free_bytes(folder)
+    clips = sum(len(work.keys) for work in plan.work)
+    text = (
+        f"{clips} clips, {per_clip / 1e6:.2f} MB a clip, {required / 1e9:.3f} GB in all; {free / 1e9:.1f} GB are free"
+    )
+    if required > free:
+        raise OSError(f"{plan.root}: {text}. Choose another store.path, fewer clips, or store.codec=int8")
+    if not quiet:
+        say(f"features: {text}")
+
+
+class _Pass:
+    """One pass over the clips that miss something."""
+
+    def __init__(self, plan: Plan, computer: Computer, *, batch: int, threads: int) -> None:
+        self.plan, self.computer, self.batch, self.threads = plan, computer, batch, threads
+        self.kept: dict[tuple[int, int], Group] = {}  # (shard, first clip) -> what the calibration computed
+        self.codecs: dict[str, Codec] = {}
+
+    def prepare(self, *, world: int, say: Callable[[str], None]) -> None:
+        """Rank 0, before the others start: calibrates int8, and estimates the time from the first clips."""
+        lacking = [
+            name
+            for name in self.computer.sources
+            if self.plan.columns[name].codec == "int8" and not (self.plan.root / name / CALIBRATION_FILE).exists()
+        ]
+        train: list[dict[str, Tensor]] = []
+        seconds: list[float] = []
+        count = 0
+        for shard, start, keys in self.plan.groups(self.batch):
+            if count and (not lacking or len(train) >= CALIBRATION_CLIPS):
+                break
+            wanted = [key for key in keys if self.plan.clips[key].split == "train"]
+            if not wanted and lacking:
+                continue
+            begin = time.monotonic()
+            known = self.plan.refusals([shard])
+            group = self.computer.compute(
+                keys,
+                known,
+                list(self.computer.sources),
+                map(self.computer.try_render, self.computer.readable(keys, known)),
+            )
+            seconds.append((time.monotonic() - begin) / max(1, len(group.records)))
+            count += len(group.records)
+            if count <= KEPT_CLIPS:
+                self.kept[shard, start] = group
+            for row, key in enumerate(group.records):
+                if key in wanted and len(train) < CALIBRATION_CLIPS:
+                    train.append({name: tokens[row] for name, tokens in group.tokens.items()})
+        for name in lacking:
+            calibration = Calibration.fit([tokens[name] for tokens in train], column=name)
+            (self.plan.root / name).mkdir(exist_ok=True)
+            calibration.save(self.plan.root / name)
+        clips = sum(len(work.keys) for work in self.plan.work)
+        pace = min(seconds) if seconds else 0.0
+        left = clips * pace / world
+        text = (
+            f"{left:.0f} s" if left < 120 else f"{left / 60:.0f} minutes" if left < 7200 else f"{left / 3600:.1f} hours"
+        )
+        say(f"features: about {text}, at {pace:.2f} s a clip on {world} rank(s)")
+
+    def run(self, work: Sequence[Work], *, quiet: bool, max_refused: float, world: int) -> None:
+        """Computes and writes these shards, one after the other, while the next clips are rendered."""
+        if not work:
+            return
+        for name in self.computer.sources:
+            column = self.plan.columns[name]
+            codec = load_codec(column.codec, root=self.plan.root, column=name, dim=column.layout.dim)
+            self.codecs[name] = codec.to(self.computer.device)
+        own = {item.shard for item in work}
+        self.kept = {place: group for place, group in self.kept.items() if place[0] in own}
+        kept = frozenset(self.kept)
+        known = {item.shard: self.plan.refusals([item.shard]) for item in work}
+        ahead = (
+            clip
+            for item in work
+            for start, keys in item.groups(self.batch)
+            if (item.shard, start) not in kept
+            for clip in self.computer.readable(keys, known[item.shard])
+        )
+        rendered = prefetch(ahead, self.computer.try_render, threads=self.threads, ahead=self.threads + self.batch)
+        label = "features" if world == 1 else f"features, rank 0 of {world}"
+        refused = self.plan.refusals(self.plan.shards)
+        try:
+            with tqdm(total=sum(len(item.keys) for item in work), desc=label, unit="clip", disable=quiet) as bar:
+                for item in work:
+                    refused |= self.write(item, known[item.shard], rendered, bar)
+                    check_refused(refused, total=len(self.plan.clips), share=max_refused, final=False)
+        finally:
+            rendered.close()
+
+    def write(self, work: Work, known: dict[str, str], rendered: Iterator[Rendered], bar: tqdm[Any]) -> dict[str, str]:
+        """One shard of every column that misses it. Returns its refusals."""
+        specs = {name: {} if name == CLIPS else self.plan.columns[name].spec for name in work.columns}
+        names = [name for name in work.columns if name != CLIPS]
+        refused: dict[str, str] = {}
+        with ExitStack() as stack:
+            writers = {
+                name: stack.enter_context(ShardWriter(self.plan.root, column=name, shard=work.shard, spec=spec))
+                for name, spec in specs.items()
+            }
+            for start, keys in work.groups(self.batch):
+                group = self.kept.pop((work.shard, start), None) or self.computer.compute(keys, known, names, rendered)
+                self.append(group, writers)
+                refused |= group.refused
+                bar.update(len(keys))
+            for writer in writers.values():
+                for key, reason in refused.items():
+                    writer.refuse(key, reason)
+                writer.finish()
+        return refused
+
+    def append(self, group: Group, writers: Mapping[str, ShardWriter]) -> None:
+        """Encodes a group's tokens where they are, and appends them and the records."""
+        for name, writer in writers.items():
+            if name == CLIPS:
+                for key, record in group.records.items():
+                    writer.add_record(key, record)
+            elif group.records:
+                encoded = {part: rows.cpu() for part, rows in self.codecs[name].encode(group.tokens[name]).items()}
+                for row, key in enumerate(group.records):
+                    writer.add(key, {part: rows[row] for part, rows in encoded.items()})
+
+
+def write_statistics(root: Path, columns: Sequence[str]) -> None:
+    """Computes the statistics of complete columns that have none yet."""
+    for name in columns:
+        if (root / name / STATISTICS_FILE).exists():
+            continue
+        store = FeatureStore(root, columns=[name])
+        train = store.indices("train")
+        if not train:
+            continue
+        buffer = torch.empty(store.layout(name).shape)
+        encoded = prefetch(train, partial(store.read, column=name), threads=1)
+        bar = tqdm(encoded, total=len(train), desc=f"statistics of {name}", unit="clip", leave=False, delay=1)
+        statistics = compute_statistics(store.decode(tensors, name, out=buffer) for tensors in bar)
+        save_statistics(root, name, statistics, split=store.digests["split"])

@@ -1,0 +1,233 @@
+"""From a recipe to its feature store: which clips, which columns, where, and what of it is already there.
+
+The joint between recipes, backbones and the store, used by the two commands that need features.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from recipes.schema import Backbone as BackboneSpec
+from recipes.schema import Recipe
+from shards.column import PIXELS, STUDENT
+from shards.decode import Refusal
+from shards.extraction import Views, extract
+from shards.manifest import Manifest, digest
+from shards.ranks import Ranks
+from shards.store import FeatureStore
+from shards.videos import Clip, Found, data_digest, find_clips
+from shards.view import render_views, view_digest
+from teachers import create_backbone
+from teachers.backbone import Backbone
+from teachers.layout import TokenLayout
+
+DEMO_FOLDER = Path("features") / "demo"
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Features:
+    """The features that a recipe asks for. `path` is the store; `columns` says what each column was asked to be."""
+
+    recipe: Recipe
+    ranks: Ranks
+    found: Found
+    path: Path
+    view: dict[str, Any]
+    columns: dict[str, dict[str, Any]]
+    say: Callable[[str], None] = field(default=print, repr=False)
+
+    @cached_property
+    def there(self) -> Manifest | None:
+        """The manifest of a store that already has every column as asked for; the backbones are then not needed."""
+        if not (self.path / "manifest.json").exists():
+            return None
+        manifest = Manifest.read(self.path)
+        for name, asked in self.columns.items():
+            column = manifest.columns.get(name)
+            if column is None or not column.complete or column.origin.get("asked") != digest(asked):
+                return None
+        return manifest
+
+    @cached_property
+    def sources(self) -> dict[str, Backbone]:
+        """The backbones, built."""
+        recipe = self.recipe
+        sources = {STUDENT: self._build(recipe.student)}
+        for name, spec in recipe.targets.items():
+            sources[name] = self._build(spec)
+        for name in recipe.targets:
+            if PIXELS + name in self.columns:
+                sources[PIXELS + name] = pixels_under(sources[name], sources[STUDENT])
+        for name, source in sources.items():
+            source.origin = source.origin | {"asked": digest(self.columns[name])}
+            source.to(self.ranks.device)
+        return sources
+
+    def _build(self, spec: BackboneSpec) -> Backbone:
+        return create_backbone(
+            spec.backbone,
+            weights=weights_of(spec, self.recipe),
+            checkpoint=spec.checkpoint,
+            revision=spec.revision,
+            licence=spec.licence,
+            special=tuple(stored_special(spec)),
+            options=spec.options,
+            autocast=torch.bfloat16 if precision(self.recipe, self.ranks) == "bf16" else None,
+        )
+
+    @property
+    def layouts(self) -> dict[str, TokenLayout]:
+        """Of every column, as the store has it."""
+        columns: Mapping[str, Any] = self.there.columns if self.there else self.sources
+        return {name: columns[name].layout for name in self.columns}
+
+    def extract(self) -> FeatureStore:
+        """Brings the store to completion and opens it."""
+        clip_seconds = self.recipe.data.clip_seconds
+        requests = sorted({(source.frames, source.pixels) for source in self.sources.values()}) if not self.there else []
+
+        def render(clip: Clip) -> tuple[dict[str, Any], Views]:
+            view, views, notes = render_views(clip, requests, clip_seconds=clip_seconds)
+            return {"source": clip.name, "size": clip.size, "view": asdict(view), "notes": notes}, views
+
+        if self.there:
+            if self.ranks.main:
+                self.say(f"features: already in {self.path}")
+        else:
+            self._announce()
+            extract(
+                self.path,
+                clips=self.found.clips,
+                columns=self.sources,
+                render=render,
+                view=self.view,
+                refusal=Refusal,
+                codec=self.recipe.store.codec,
+                clips_per_shard=self.recipe.store.clips_per_shard,
+                ranks=self.ranks,
+                batch=self.recipe.backbones.batch or (16 if self.ranks.device.type == "cuda" else 1),
+                device=self.ranks.device,
+                max_refused=self.recipe.data.max_refused,
+                say=self.say,
+            )
+        store = self.open()
+        if self.ranks.main:
+            for line in refusal_lines(store):
+                self.say(line)
+        return store
+
+    def open(self) -> FeatureStore:
+        """The store with this recipe's columns; a target has the special tokens that the recipe converts."""
+        special = {name: spec.special for name, spec in self.recipe.targets.items()}
+        return FeatureStore(self.path, list(self.columns), special=special)
+
+    def _announce(self) -> None:
+        if self.ranks.main:
+            names = ", ".join(f"{name} ({source.layout.describe()})" for name, source in self.sources.items())
+            where = f"{self.ranks.device}, {precision(self.recipe, self.ranks)}"
+            self.say(f"features: {names} on {where} into {self.path}")
+
+
+def plan_features(recipe: Recipe, ranks: Ranks, *, say: Callable[[str], None] = print) -> Features:
+    """Finds the clips and the place of the store; runs no backbone.
+
+    Raises ValueError and its kin on data that cannot be found, too few clips for the ranks, or weights that are not there.
+    """
+    found = ranks.first(lambda: find_recipe_clips(recipe))
+    for note in found.notes:
+        if ranks.main:
+            say(f"data: {note}")
+    data = recipe.data
+    view, view_hash = view_digest(clip_seconds=data.clip_seconds, clips_per_video=data.clips_per_video)
+    shared = {"precision": precision(recipe, ranks)}
+    columns = {STUDENT: asked_of(recipe.student, recipe) | shared}
+    for name, spec in recipe.targets.items():
+        columns[name] = asked_of(spec, recipe) | shared
+        if "pixels" in recipe.evaluate.floors:
+            columns[PIXELS + name] = {"pixels_under": asked_of(spec, recipe), "student": columns[STUDENT]}
+    identity = [data_digest(found.clips), view_hash, columns[STUDENT], recipe.backbones.weights]
+    identity += [recipe.store.codec, recipe.store.clips_per_shard]
+    path = Path(recipe.store.path) if recipe.store.path else Path("features") / digest(identity)[:16]
+    train = sum(clip.split == "train" for clip in found.clips)
+    if ranks.world > train:
+        raise ValueError(f"{ranks.world} ranks for {train} train clips; start fewer ranks, or give more clips")
+    if recipe.train.batch % (ranks.world * recipe.train.accumulation):
+        raise ValueError(
+            f"train.batch={recipe.train.batch} does not divide by {ranks.world} ranks x train.accumulation="
+            f"{recipe.train.accumulation}"
+        )
+    return Features(recipe, ranks, found, path, view, columns, say)
+
+
+def find_recipe_clips(recipe: Recipe) -> Found:
+    """The clips that the recipe's data section names; the demo is rendered where it is not there yet."""
+    data = recipe.data
+    return find_clips(
+        source=data.source,
+        root=data.root,
+        csv=data.csv,
+        tars=data.tars,
+        clips=data.clips,
+        seed=data.seed,
+        clip_seconds=data.clip_seconds,
+        clips_per_video=data.clips_per_video,
+        group=data.group,
+        demo_dir=DEMO_FOLDER,
+    )
+
+
+def asked_of(spec: BackboneSpec, recipe: Recipe) -> dict[str, Any]:
+    """What identifies the function that a column was asked to be, on any machine: no path, but a local folder's digest."""
+    from teachers.weights import PRETRAINED, STANDIN, WeightSource, digest_of_weights
+
+    weights = weights_of(spec, recipe)
+    if weights not in (STANDIN, PRETRAINED):
+        weights = "local:" + digest_of_weights(WeightSource(weights=weights).folder(spec.backbone))
+    asked = {name: getattr(spec, name) for name in ("backbone", "checkpoint", "revision", "options")}
+    return json.loads(json.dumps(asked | {"weights": weights, "special": stored_special(spec)}))
+
+
+def stored_special(spec: BackboneSpec) -> list[str]:
+    """Tokens beside the grid that the store keeps: those of the recipe, and those that the model's own head reads."""
+    return [*spec.stored, *(name for name in spec.special if name not in spec.stored)]
+
+
+def weights_of(spec: BackboneSpec, recipe: Recipe) -> str:
+    return spec.weights or recipe.backbones.weights
+
+
+def precision(recipe: Recipe, ranks: Ranks) -> str:
+    """The precision that the backbones run in."""
+    if recipe.backbones.precision != "auto":
+        return recipe.backbones.precision
+    return "bf16" if ranks.device.type == "cuda" else "fp32"
+
+
+def pixels_under(teacher: Backbone, student: Backbone) -> Backbone:
+    """The backbone that averages the pixels under each of the teacher's tokens; a pooled teacher takes the student's grid."""
+    model = student if teacher.layout.grid is None else teacher
+    grid = model.layout.grid
+    assert grid is not None
+    frames = max(model.frames // grid[0], 1) * grid[0]
+    cells = next(n for n in (4, 2, 1) if all(model.pixels % (side * n) == 0 for side in grid[1:]))
+    return create_backbone("pixels", options={"grid": grid, "frames": frames, "pixels": model.pixels, "cells": cells})
+
+
+def refusal_lines(store: FeatureStore, *, most: int = 10) -> list[str]:
+    """What a run must say about clips that it does not have."""
+    if not store.refused:
+        return []
+    lines = [f"data: {len(store.refused)} of {len(store.refused) + len(store)} clips were refused:"]
+    lines += [f"  {key}: {reason}" for key, reason in sorted(store.refused.items())[:most]]
+    if len(store.refused) > most:
+        lines.append(f"  and {len(store.refused) - most} more; the store's clips/*.json names them all")
+    return lines

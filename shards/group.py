@@ -1,0 +1,114 @@
+"""A group of neighbouring clips: rendered, run through every backbone that is asked for, refused where that fails.
+
+Axes: b clips of a group, q tokens of a clip, d channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from teachers.layout import TokenLayout
+
+Views = Mapping[tuple[int, int], Tensor]  # (frames, pixels) -> (frames, 3, pixels, pixels) uint8
+
+
+class Clip(Protocol):
+    """What is extracted. split: train, val or test."""
+
+    key: str
+    source: str
+    label: str | None
+    group: str
+    split: str
+
+
+class Source(Protocol):
+    """A column's function: video (b, frames, 3, pixels, pixels) float in [0, 1] -> tokens (b, q, d) float."""
+
+    frames: int
+    pixels: int
+    layout: TokenLayout
+    origin: dict[str, Any]
+
+    def __call__(self, video: Tensor) -> Tensor: ...
+
+
+Render = Callable[[Any], tuple[dict[str, Any], Views]]  # clip -> fields of its record, views
+Rendered = tuple[dict[str, Any], Views] | str  # or the reason of the refusal
+
+
+@dataclass
+class Group:
+    """Records and tokens (column -> (b q d)) of the clips that could be had, reasons of the others."""
+
+    records: dict[str, dict[str, Any]]
+    refused: dict[str, str]
+    tokens: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Computer:
+    """Computes groups. clips: by key. sources: the columns' functions. refusal: what `render` raises for a bad clip."""
+
+    clips: Mapping[str, Clip]
+    sources: Mapping[str, Source]
+    render: Render
+    refusal: type[Exception]
+    device: torch.device
+
+    def compute(
+        self, keys: Sequence[str], known: Mapping[str, str], columns: Sequence[str], rendered: Iterator[Rendered]
+    ) -> Group:
+        """One forward of every column over the clips of `keys` that can be rendered."""
+        refused = {key: known[key] for key in keys if key in known}
+        fields: dict[str, dict[str, Any]] = {}
+        views: list[Views] = []
+        readable = [key for key in keys if key not in known]
+        for key, result in zip(readable, islice(rendered, len(readable)), strict=True):
+            if isinstance(result, str):
+                refused[key] = result
+            else:
+                fields[key] = result[0]
+                views.append(result[1])
+        tokens = {name: self.forward(name, views) for name in columns} if views else {}
+        finite = torch.ones(len(views), dtype=torch.bool)
+        for name, batch in tokens.items():
+            rows = batch.isfinite().flatten(1).all(1).cpu()
+            for key, fine in zip(fields, rows.tolist(), strict=True):
+                if not fine:
+                    refused.setdefault(key, f"{name} gives tokens that are not finite")
+            finite &= rows
+        if not finite.all():
+            tokens = {name: batch[finite.to(batch.device)] for name, batch in tokens.items()}
+        records = {key: self.record(key, fields[key]) for key in fields if key not in refused}
+        return Group(records, refused, tokens)
+
+    def forward(self, name: str, views: Sequence[Views]) -> Tensor:
+        """The tokens (b q d) of one column, float32."""
+        source = self.sources[name]
+        video = torch.stack([view[source.frames, source.pixels] for view in views]).to(self.device)
+        with torch.no_grad():
+            tokens = source(video.float().div_(255)).float()
+        if tokens.shape[1:] != source.layout.shape:
+            raise ValueError(f"column {name}: tokens are {tuple(tokens.shape[1:])}, but layout {source.layout.shape}")
+        return tokens
+
+    def readable(self, keys: Sequence[str], known: Mapping[str, str]) -> list[Clip]:
+        return [self.clips[key] for key in keys if key not in known]
+
+    def try_render(self, clip: Clip) -> Rendered:
+        try:
+            return self.render(clip)
+        except self.refusal as error:
+            return str(error) or type(error).__name__
+
+    def record(self, key: str, fields: dict[str, Any]) -> dict[str, Any]:
+        clip = self.clips[key]
+        own = {"key": key, "label": clip.label, "source": clip.source, "group": clip.group, "split": clip.split}
+        return own | fields

@@ -1,0 +1,44 @@
+"""Command: videos -> feature columns.
+
+    python -m shards.precompute recipe=perceiver_videomae [group=option] [key=value ...]
+
+Also under `deepspeed --module shards.precompute`, torchrun or srun: the unfinished shards are divided among the ranks.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+from recipes.check import RecipeError
+from recipes.compose import load_recipe
+from shards.disk import StoreError
+from shards.features import plan_features
+from shards.ranks import Ranks
+
+
+def main(argv: list[str]) -> int:
+    """Returns the exit status: 0 done, 1 the work failed, 2 the recipe is wrong."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    try:
+        recipe = load_recipe(argv, program="python -m shards.precompute")
+    except RecipeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    ranks = Ranks.join()
+    try:
+        features = plan_features(recipe, ranks)
+        store = features.extract()
+        if ranks.main:
+            splits = ", ".join(f"{len(store.indices(split))} {split}" for split in ("train", "val", "test"))
+            print(f"features: {len(store)} clips ({splits}), columns {', '.join(store.columns)}, in {features.path}")
+    except (StoreError, ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    ranks.leave()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,218 @@
+"""Reading a source: class folders, a CSV, WebDataset tars of video files -> a list of `Video`s and notes.
+
+Nothing is decoded. Every bad row or member of a source is reported in one error. Names are relative to the source's
+root, so that they are the same on every machine.
+"""
+
+from __future__ import annotations
+
+import csv
+import glob
+import json
+import os
+import tarfile
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from shards.split import SPLITS
+
+EXTENSIONS = (
+    *("3gp", "asf", "avi", "flv", "m2ts", "m4v", "mkv", "mov", "mp4", "mpeg"),
+    *("mpg", "mts", "mxf", "ogv", "ts", "vob", "webm", "wmv", "y4m"),
+)
+COLUMNS = ("path", "label", "split", "group", "start", "end")
+SHOWN = 50  # problems that one message lists
+SIDECAR_BYTES = 2**20  # a .json, .cls or .txt beside a video in a tar is smaller
+
+
+@dataclass
+class Video:
+    """A file, or a given span of one, before grouping. identity: the same for two names of one file."""
+
+    source: str
+    name: str
+    identity: str
+    size: int
+    label: str | None = None
+    split: str | None = None
+    group: str | None = None
+    start: float | None = None
+    end: float | None = None
+    offset: int | None = None
+
+
+def _is_video(name: str) -> bool:
+    return name.rpartition(".")[2].lower() in EXTENSIONS
+
+
+def report(problems: Sequence[str], where: str) -> None:
+    """All problems of a source in one error."""
+    if problems:
+        more = [f"... and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
+        raise ValueError("\n  ".join([f"{where}: {len(problems)} problem(s)", *problems[:SHOWN], *more]))
+
+
+def _fields(row: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """label, split, group, start and end of a CSV row or a JSON object, and what is wrong with them."""
+    texts = {name: str(row[name]).strip() for name in COLUMNS[1:] if row.get(name) is not None}
+    values: dict[str, Any] = {name: text for name, text in texts.items() if text}
+    problems = []
+    if values.get("split", "train") not in SPLITS:
+        problems.append(f"split is {values['split']!r}; it is one of {', '.join(SPLITS)}")
+    for name in ("start", "end"):
+        if name not in values:
+            continue
+        try:
+            values[name] = float(texts[name])
+            if not isfinite(values[name]) or values[name] < 0:
+                problems.append(f"{name} is {texts[name]}; it must be seconds from the video's first frame")
+        except ValueError:
+            problems.append(f"{name} is {texts[name]!r}, not a number of seconds")
+    if ("start" in values) != ("end" in values):
+        problems.append("start and end go together; one of them is missing")
+    elif not problems and "start" in values and values["end"] <= values["start"]:
+        problems.append(f"end {values['end']:g} is not after start {values['start']:g}")
+    return values, problems
+
+
+def _files(folder: Path, above: tuple[str, ...] = ()) -> Iterator[Path]:
+    """Files under a folder, following links but never in circles; hidden ones are left out."""
+    real = os.path.realpath(folder)
+    if real in above:
+        return
+    for entry in os.scandir(folder):
+        if entry.name.startswith("."):
+            continue
+        if entry.is_dir():
+            yield from _files(Path(entry.path), (*above, real))
+        elif entry.is_file():
+            yield Path(entry.path)
+
+
+def read_folder(root: Path) -> tuple[list[Video], list[str]]:
+    """DIR/<class>/**/video; a video directly in DIR has no label."""
+    if not root.is_dir():
+        raise FileNotFoundError(f"data.root={root} is not a folder; it should hold one folder of videos per class")
+    names = sorted(path.relative_to(root).as_posix() for path in tqdm(_files(root), desc="list", unit="file", delay=1))
+    videos, ignored = [], []
+    for name in names:
+        if not _is_video(name):
+            ignored.append(name)
+            continue
+        path, label = root / name, name.partition("/")[0] if "/" in name else None
+        videos.append(Video(str(path), name, os.path.realpath(path), path.stat().st_size, label))
+    if not videos:
+        raise ValueError(f"data.root={root} holds no video among {len(names)} files; known: {', '.join(EXTENSIONS)}")
+    few = ", ".join(ignored[:3]) + (", ..." if len(ignored) > 3 else "")
+    return videos, [f"{len(ignored)} files left out, no videos by their extension: {few}"] if ignored else []
+
+
+def read_csv(path: Path, root: Path | None) -> tuple[list[Video], list[str]]:
+    """path,label[,split,group,start,end]; relative paths start at data.root, else at the CSV's folder."""
+    if not path.is_file():
+        raise FileNotFoundError(f"data.csv={path} is not a file")
+    root, videos, problems, seen = root or path.parent, [], [], {}  # type: ignore[var-annotated]
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file, strict=True)
+            columns = [name.strip() for name in reader.fieldnames or ()]
+            reader.fieldnames = columns
+            if missing := [name for name in COLUMNS[:2] if name not in columns]:
+                raise ValueError(f"{path}: no column {' and no column '.join(missing)}; the header is {columns}")
+            for row in reader:
+                video, wrong = _csv_row(row, root)
+                again = seen.setdefault((video.identity, video.start, video.end), reader.line_num)
+                if again != reader.line_num:
+                    wrong.append(f"the same clip as in line {again}")
+                problems += [f"line {reader.line_num}, {video.name or 'no path'}: {problem}" for problem in wrong]
+                videos.append(video)
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} cannot be read as CSV in UTF-8: {error}") from error
+    report(problems, str(path))
+    if not videos:
+        raise ValueError(f"{path} has a header and no rows")
+    unknown = [name for name in columns if name not in COLUMNS]
+    return videos, [f"columns of {path.name} that mean nothing here: {', '.join(unknown)}"] if unknown else []
+
+
+def _csv_row(row: dict[str, Any], root: Path) -> tuple[Video, list[str]]:
+    values, problems = _fields(row)
+    text = (row.get("path") or "").strip()
+    path = Path(os.path.normpath(root / text))
+    name = path.relative_to(root).as_posix() if path.is_relative_to(root) else Path(os.path.normpath(text)).as_posix()
+    if None in row:
+        problems.append("more fields than the header has columns")
+    if not text or not path.is_file():
+        problems.append(f"no file at {path}")
+        return Video(str(path), text, f"{text}:{id(row)}", 0), problems
+    return Video(str(path), name, os.path.realpath(path), path.stat().st_size, **values), problems
+
+
+def read_tars(pattern: str, root: Path | None) -> tuple[list[Video], list[str]]:
+    """Tars of video files, each with an optional .json (label, group, split, start, end), .cls or .txt (label)."""
+    import braceexpand  # type: ignore[import-untyped]
+
+    paths: list[Path] = []
+    for part in braceexpand.braceexpand(pattern):
+        text = str(root / part) if root else part
+        matches = sorted(glob.glob(text, recursive=True)) if glob.has_magic(text) else [text]
+        if not matches or not os.path.isfile(matches[0]):
+            raise FileNotFoundError(f"data.tars={pattern}: no file at {text}")
+        paths += map(Path, matches)
+    base = os.path.commonpath([path.absolute().parent for path in paths])
+    videos, problems, left_out = [], [], Counter[str]()
+    for path in tqdm(dict.fromkeys(paths), desc="index tars", unit="tar", delay=1):
+        shard = Path(os.path.relpath(path, base)).as_posix()
+        try:
+            more, wrong = _index_tar(path, shard, left_out)
+        except (tarfile.TarError, OSError) as error:
+            raise ValueError(f"{path} is not a whole, uncompressed tar: {error}") from error
+        videos += more
+        problems += wrong
+    report(problems, f"data.tars={pattern}")
+    if not videos:
+        raise ValueError(f"data.tars={pattern}: no video in {len(paths)} tars; members: {dict(left_out)}")
+    return videos, [f"members of the tars left out: {count} x {kind}" for kind, count in sorted(left_out.items())]
+
+
+def _index_tar(path: Path, shard: str, left_out: Counter[str]) -> tuple[list[Video], list[str]]:
+    """The samples of one tar: members that share their path up to the first dot of the file name."""
+    samples: dict[str, Video] = {}
+    fields: defaultdict[str, dict[str, Any]] = defaultdict(dict)
+    problems = []
+    with tarfile.open(path, "r:") as tar:
+        for member in tar:
+            folder, _, file = member.name.rpartition("/")
+            stem, _, suffix = file.partition(".")
+            sample, kind = f"{folder}/{stem}", suffix.rpartition(".")[2].lower()
+            if not stem or not member.isfile() or member.issparse():
+                continue
+            if kind in EXTENSIONS:
+                if sample in samples:
+                    problems.append(f"{shard}::{member.name}: a second video beside {samples[sample].name}")
+                name = f"{shard}::{member.name}"
+                samples[sample] = Video(str(path), name, name, member.size, offset=member.offset_data)
+            elif kind in ("json", "cls", "txt") and member.size <= SIDECAR_BYTES:
+                try:
+                    text = tar.extractfile(member).read().decode()  # type: ignore[union-attr]
+                    fields[sample][kind] = json.loads(text) if kind == "json" else {"label": text}
+                    if not isinstance(fields[sample][kind], dict):
+                        raise ValueError("not a JSON object")
+                except ValueError as error:
+                    fields[sample].pop(kind, None)
+                    problems.append(f"{shard}::{member.name}: {error}")
+            else:
+                left_out[f".{kind}"] += 1
+    for sample, video in samples.items():
+        beside = fields[sample]
+        values, wrong = _fields(beside.get("txt", {}) | beside.get("cls", {}) | beside.get("json", {}))
+        problems += [f"{video.name}: {problem}" for problem in wrong]
+        for name, value in values.items():
+            setattr(video, name, value)
+    return list(samples.values()), problems

@@ -1,0 +1,261 @@
+"""FeatureStore: the columns of a feature store, joined on the clip key.
+
+Axes: q tokens of a clip, d channels of the column.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import xxhash
+from torch import Tensor
+
+from shards.codec import Codec, load_codec
+from shards.column import CLIPS, Member, Sidecar, keys_digest, shard_name
+from shards.disk import StoreError, open_inside, read_exactly
+from shards.manifest import MAKE, Column, Manifest
+from shards.statistics import load_statistics
+from shards.tensorfile import as_bytes, header
+from teachers.layout import TokenLayout
+
+RECORD_LIMIT = 2**20  # bytes of one clip's record
+SPLITS = ("train", "val", "test")
+
+
+class FeatureStore:
+    """Features of clips on disk; opening it reads indices only, not features.
+
+    columns: names to open; None opens every complete one. Clips that any of them lacks by declaration are left out
+    and counted in `refused`. special: column -> names of the tokens beside the grid to read; a column that is not named
+    there gives all it has, a pooled one its pooled token in any case.
+
+    keys: of the clips, in order. clips: their records (key, label, source, group, split, and the view's span and crop).
+    columns: name -> Column (layout, codec, origin). labels: names, in the order of the label index. label_indices: of
+    every clip, -1 without a label. groups: of every clip. refused: key -> reason. digests: split, view, data.
+    manifest: the rest.
+
+    Raises StoreError (a ValueError) naming shard, column and clip where the store is missing, incomplete or damaged, or
+    its columns differ in a way that they do not declare.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        columns: Sequence[str] | None = None,
+        *,
+        special: Mapping[str, Sequence[str]] | None = None,
+    ) -> None:
+        self.path = Path(path)
+        self.manifest = Manifest.read(self.path)
+        self.columns = self._choose(columns)
+        self._layouts = {name: choose_special(column, special or {}) for name, column in self.columns.items()}
+        self._rows = {name: rows_of(column.layout, self._layouts[name]) for name, column in self.columns.items()}
+        self.labels: list[str] = self.manifest.labels
+        self.digests: dict[str, str] = dict(self.manifest.digests)
+        self.refused: dict[str, str] = {}
+        self.keys: list[str] = []
+        self.clips: list[dict[str, Any]] = []
+        self._codecs: dict[str, Codec] = {
+            name: load_codec(column.codec, root=self.path, column=name, dim=column.layout.dim)
+            for name, column in self.columns.items()
+        }
+        self._headers = {name: bytearray(header(column.spec)) for name, column in self.columns.items()}
+        self._places = {name: _Places() for name in self.columns}
+        planned: set[str] = set()
+        for shard in range(self.manifest.partition.shards):
+            planned |= self._join(shard)
+        for places in self._places.values():
+            places.freeze()
+        if keys_digest(planned) != self.manifest.partition.keys:
+            raise StoreError(f"{self.path}: the shards' keys are not those of the manifest's partition")
+        self.groups = [str(record["group"]) for record in self.clips]
+        index = {label: number for number, label in enumerate(self.labels)}
+        self.label_indices = [index.get(record["label"], -1) for record in self.clips]
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """One clip: {"key", "label" (name or None), and per column (q d) float32 in the backbone's units}."""
+        index = range(len(self))[index]
+        tokens = {name: self.decode(self.read(index, name), name) for name in self.columns}
+        return {"key": self.keys[index], "label": self.clips[index]["label"], **tokens}
+
+    def layout(self, column: str) -> TokenLayout:
+        """What a column's tokens mean, as they are read."""
+        self._column(column)
+        return self._layouts[column]
+
+    def codec(self, column: str) -> Codec:
+        """What turns the encoded tensors of `read` into tokens."""
+        self._column(column)
+        return self._codecs[column]
+
+    def indices(self, split: str) -> list[int]:
+        """Clips of one split: train, val or test."""
+        if split not in SPLITS:
+            raise ValueError(f"split is {split!r}; there are {', '.join(SPLITS)}")
+        return [index for index, record in enumerate(self.clips) if record["split"] == split]
+
+    def statistics(self, column: str) -> dict[str, Tensor]:
+        """mean (q d), scale (d,), global_mean (d,), global_scale (d,): float32, over train clips. shards.statistics."""
+        shape = self._column(column).layout.shape
+        return load_statistics(self.path, column, shape=shape, rows=torch.arange(shape[0])[self._rows[column]])
+
+    def decode(self, encoded: Mapping[str, Tensor], column: str, *, out: Tensor | None = None) -> Tensor:
+        """Encoded tensors of one clip -> (q d) float32 in the backbone's units, the special tokens being chosen."""
+        return self._codecs[column].decode(self.select(encoded, column), out=out)
+
+    def select(self, encoded: Mapping[str, Tensor], column: str, *, batched: bool = False) -> dict[str, Tensor]:
+        """The chosen tokens of the encoded tensors of one clip, or of a batch of them."""
+        rows = self._rows[column]
+        return {name: tensor[:, rows] if batched else tensor[rows] for name, tensor in encoded.items()}
+
+    def empty(self, column: str, *leading: int, pinned: bool = False) -> dict[str, Tensor]:
+        """Memory for the encoded tensors of one clip of a column, or of `leading` clips."""
+        spec = self._column(column).spec
+        return {n: torch.empty(*leading, *shape, dtype=dtype, pin_memory=pinned) for n, (dtype, shape) in spec.items()}
+
+    def read(self, index: int, column: str, *, out: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """The encoded tensors of one clip, by one positioned read, checked against their checksum.
+
+        out: contiguous CPU tensors that receive them (see `empty`). Safe to call from several threads.
+        """
+        tensors = dict(out) if out is not None else self.empty(column)
+        places = self._places[column]
+        shard, offset = int(places.shard[index]), int(places.offset[index])
+        buffers = [memoryview(bytearray(len(self._headers[column]))), *(as_bytes(t) for t in tensors.values())]
+        descriptor = open_inside(self.path, column, f"{shard_name(shard)}.tar")
+        try:
+            whole = read_exactly(descriptor, buffers, offset)
+        finally:
+            os.close(descriptor)
+        digest = xxhash.xxh3_64()
+        for buffer in buffers:
+            digest.update(buffer)
+        if not whole or digest.intdigest() != int(places.xxh3[index]):
+            fault = "its checksum differs from the index" if whole else "the file ends before it"
+            raise StoreError(
+                f'{column}/{shard_name(shard)}.tar, clip "{self.keys[index]}" is damaged: {fault}; delete '
+                f"{column}/{shard_name(shard)}.json and re-run precompute"
+            )
+        return tensors
+
+    def _choose(self, names: Sequence[str] | None) -> dict[str, Column]:
+        there = self.manifest.columns
+        complete = ", ".join(name for name, column in there.items() if column.complete) or "none"
+        if names is None:
+            names = [name for name, column in there.items() if column.complete]
+        for name in names:
+            if name not in there or not there[name].complete:
+                state = "incomplete" if name in there else "not there"
+                raise StoreError(f"{self.path}: column {name!r} is {state}; complete ones: {complete}. {MAKE}")
+        return {name: there[name] for name in names}
+
+    def _column(self, name: str) -> Column:
+        if name not in self.columns:
+            raise StoreError(
+                f"{self.path}: column {name!r} is not open; open ones: {', '.join(self.columns) or 'none'}"
+            )
+        return self.columns[name]
+
+    def _sidecar(self, column: str, shard: int) -> Sidecar:
+        spec = {} if column == CLIPS else self.columns[column].spec
+        try:
+            sidecar = Sidecar.read(self.path, column, shard, spec=spec)
+        except FileNotFoundError:
+            raise StoreError(f"{self.path}: {column}/{shard_name(shard)}.json is missing; {MAKE}") from None
+        if not sidecar.has_tar(self.path):
+            raise StoreError(
+                f"{self.path}: {column}/{shard_name(shard)}.tar is missing or not {sidecar.bytes} bytes long; delete "
+                f"{column}/{shard_name(shard)}.json and re-run precompute"
+            )
+        return sidecar
+
+    def _join(self, shard: int) -> set[str]:
+        """Adds one shard's clips to the store. Returns the keys that the partition gives to it."""
+        clips = self._sidecar(CLIPS, shard)
+        sidecars = {name: self._sidecar(name, shard) for name in self.columns}
+        self.refused.update(clips.refused)
+        absent: set[str] = set()
+        for name, sidecar in sidecars.items():
+            where = f"{self.path}: {name}/{shard_name(shard)}"
+            for key in sorted(sidecar.planned ^ clips.planned):
+                side = "has a clip that clips/ lacks" if key in sidecar.planned else "lacks a clip without declaring it"
+                raise StoreError(f'{where} {side}: "{key}"; delete {name}/ and re-run precompute')
+            order = [key for key in clips.members if key in sidecar.members]
+            for key, expected in zip((key for key in sidecar.members if key in clips.members), order, strict=True):
+                if key != expected:
+                    raise StoreError(f'{where} holds clip "{key}" where clips/ has "{expected}": the order differs')
+            lacking = {key: "not covered by the column" for key in sidecar.uncovered} | sidecar.refused
+            self.refused.update({key: reason for key, reason in lacking.items() if key not in self.refused})
+            absent |= lacking.keys()
+        present = [key for key in clips.members if key not in absent]
+        self._read_records(shard, clips, present)
+        for name, sidecar in sidecars.items():
+            self._places[name].extend(shard, [sidecar.members[key] for key in present])
+        self.keys += present
+        return clips.planned
+
+    def _read_records(self, shard: int, sidecar: Sidecar, keys: list[str]) -> None:
+        descriptor = open_inside(self.path, CLIPS, f"{shard_name(shard)}.tar")
+        try:
+            for key in keys:
+                member = sidecar.members[key]
+                data = bytearray(min(member.bytes, RECORD_LIMIT))
+                if (
+                    not read_exactly(descriptor, [memoryview(data)], member.offset)
+                    or xxhash.xxh3_64_intdigest(data) != member.xxh3
+                ):
+                    raise StoreError(f'{self.path}: {CLIPS}/{shard_name(shard)}.tar, clip "{key}" is damaged')
+                record = json.loads(data)
+                if record.get("key") != key or {"label", "group", "split"} - set(record):
+                    raise StoreError(f'{self.path}: {CLIPS}/{shard_name(shard)}.tar, clip "{key}" has record {record}')
+                self.clips.append(record)
+        finally:
+            os.close(descriptor)
+
+
+def choose_special(column: Column, special: Mapping[str, Sequence[str]]) -> TokenLayout:
+    """The column's layout with some of its special tokens."""
+    layout, names = column.layout, special.get(column.name)
+    if names is None or (layout.pooled and not names):
+        return layout
+    if lacking := [name for name in names if name not in layout.special]:
+        raise StoreError(
+            f"column {column.name!r} has no token {lacking[0]!r} beside its grid, but {list(layout.special)}; set "
+            f"targets.{column.name}.special to some of these, or make a store with that token"
+        )
+    return replace(layout, special=tuple(name for name in layout.special if name in names))
+
+
+def rows_of(stored: TokenLayout, chosen: TokenLayout) -> slice | list[int]:
+    """Where the chosen tokens stand among the stored ones: a slice where possible, which copies nothing."""
+    if chosen.special == stored.special[: len(chosen.special)]:
+        return slice(0, chosen.num_tokens)
+    first = stored.num_grid_tokens
+    return [*range(first), *(first + stored.special.index(name) for name in chosen.special)]
+
+
+class _Places:
+    """Where every clip of a column lies: 20 bytes a clip, because all its members have one length and one header."""
+
+    def __init__(self) -> None:
+        self._rows: list[tuple[int, int, int]] = []
+
+    def extend(self, shard: int, members: list[Member]) -> None:
+        self._rows += [(shard, member.offset, member.xxh3) for member in members]
+
+    def freeze(self) -> None:
+        """Turns the rows into arrays."""
+        self.shard = np.array([row[0] for row in self._rows], dtype=np.int32)
+        self.offset = np.array([row[1] for row in self._rows], dtype=np.int64)
+        self.xxh3 = np.array([row[2] for row in self._rows], dtype=np.uint64)
+        self._rows = []

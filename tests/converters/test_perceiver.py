@@ -1,0 +1,114 @@
+"""The perceiver: attention against a plain reference, places never trained on, and learning what no skip can."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from small import STUDENT, draw, stir, tiny
+
+from converters import create_converter
+from converters.perceiver import attend
+from converters.resample import Queries, trilinear
+from teachers.layout import TokenLayout
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 3e-2)])
+def test_attention_equals_a_float64_reference(dtype, tolerance):
+    q, k, v = draw(2, 3, 7, 8), draw(2, 3, 9, 8, seed=1), draw(2, 3, 9, 8, seed=2)
+    weights = (torch.einsum("bhqc,bhmc->bhqm", q.double(), k.double()) / 8**0.5).softmax(dim=-1)
+    answer = attend(q.to(dtype), k.to(dtype), v.to(dtype))
+    assert answer.dtype == dtype
+    torch.testing.assert_close(answer.double(), weights @ v.double(), atol=tolerance, rtol=tolerance)
+
+
+def test_latents_start_apart_and_attention_is_not_uniform():
+    student = TokenLayout((8, 16, 16), 32)
+    branch = create_converter(
+        "perceiver", student=student, targets={"y": TokenLayout((8, 14, 14), 8)}, options={"width": 128}
+    ).branch
+    placed = branch.project(draw(1, *student.shape)) + branch._places()
+    read, latents = branch.read, branch.latents[None]
+    q = read.query(read.norm(latents)).unflatten(-1, (2, 64)).transpose(1, 2)
+    k = read.keys_values(read.memory_norm(placed)).chunk(2, dim=-1)[0].unflatten(-1, (2, 64)).transpose(1, 2)
+    weights = (q @ k.transpose(-1, -2) / 8).softmax(dim=-1)
+    attended = weights.mean(dim=1)[0] @ student.centres()  # (l, 3): where each latent looks
+    seen = (-(weights * weights.log()).sum(dim=-1)).exp().mean()
+    assert seen < 1000  # of 2048 tokens; independent query and key maps look at nearly all
+    assert attended.std(dim=0).min() > 0.05
+
+
+def trained(target: TokenLayout, *, skip="none", steps=120):
+    """A perceiver trained without a skip on a linear map of a smooth field."""
+    student = TokenLayout((2, 8, 8), 12)
+    converter = create_converter(
+        "perceiver",
+        student=student,
+        targets={"y": target},
+        skip=skip,
+        options={"width": 48, "latents": 16, "blocks": 1},
+    )
+    mixing = draw(3, 2, 12, seed=5)
+    optimizer = torch.optim.AdamW(converter.parameters(), lr=3e-3)
+    losses = []
+    for step in range(steps):
+        waves = draw(8, 3, 12, seed=1000 + step)
+        x = (student.centres() * torch.pi).cos() @ waves
+        y = ((target.centres() * torch.pi).cos() @ waves) @ mixing.sum(dim=0).T
+        loss = (converter(x, standardised=True)["y"] - y).square().mean() / y.var()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return converter.eval(), x, losses
+
+
+def test_answers_between_trained_positions_are_the_smooth_interpolation():
+    target = TokenLayout((2, 7, 7), 2)
+    converter, x, losses = trained(target)
+    assert sum(losses[-10:]) < 0.35 * sum(losses[:10])
+    finer = TokenLayout((2, 14, 14), 2)
+    with torch.no_grad():
+        own = converter(x)["y"]
+        between = converter(x, layouts={"y": finer})["y"]
+    smooth = trilinear(own, target.grid, target.extent, finer.centres())
+    inside = ((finer.centres()[:, 1:] > 1 / 14) & (finer.centres()[:, 1:] < 13 / 14)).all(dim=1)
+    assert (between - smooth)[:, inside].var() < 0.02 * own.var()
+
+
+def test_a_converter_at_14_answers_smoothly_at_28(tokens):
+    """Untrained output weights at random: neighbours at half a cell differ less than neighbours at a cell."""
+    converter = create_converter("perceiver", student=STUDENT, targets={"y": TokenLayout((2, 14, 14), 4)}, skip="none")
+    torch.nn.init.normal_(converter.branch.outputs["y"].weight)
+    with torch.no_grad():
+        coarse = converter(tokens)["y"].unflatten(1, (2, 14, 14))
+        fine = converter(tokens, layouts={"y": TokenLayout((2, 28, 28), 4)})["y"].unflatten(1, (2, 28, 28))
+    for axis in (2, 3):
+        assert fine.diff(dim=axis).square().mean() < 0.5 * coarse.diff(dim=axis).square().mean()
+
+
+def test_direct_queries_reach_single_student_tokens(tokens):
+    """With `direct`, one token's change is seen by a query beyond what few latents let through."""
+    options = {"width": 16, "latents": 1, "heads": 2, "blocks": 1}
+    plain, direct = (stir(tiny("perceiver", options=options | {"direct": on})) for on in (False, True))
+    direct.load_state_dict(plain.state_dict())
+    assert not torch.allclose(plain(tokens)["videomae"], direct(tokens)["videomae"])
+
+
+def test_special_tokens_of_the_student_are_read():
+    student = TokenLayout(STUDENT.grid, STUDENT.dim, ("cls",))
+    converter = stir(tiny("perceiver", student=student))
+    tokens = draw(2, *student.shape)
+    changed = tokens.clone()
+    changed[:, -1] += 3
+    assert (converter(tokens)["vivit"] - converter(changed)["vivit"]).abs().max() > 1e-3
+
+
+def test_default_width_narrows_with_targets():
+    full, one = TokenLayout((8, 16, 16), 1024), TokenLayout((8, 14, 14), 768)
+    widths = []
+    for count in range(1, 6):
+        with torch.device("meta"):
+            branch = create_converter("perceiver", student=full, targets={f"y{at}": one for at in range(count)}).branch
+        widths.append(branch.options()["width"])
+    assert widths == [320, 256, 192, 160, 128]
+    assert Queries.of(one).coords.shape == (1568, 3)

@@ -1,0 +1,186 @@
+"""The command, whole: summary, bundle, refusals; two ranks; stopped, killed and resumed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from converters import load_converter
+from distill import run, scoreboard
+from distill.runfolder import read_metrics
+from shards import FeatureStore
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def losses(folder: Path) -> dict[int, float]:
+    lines = [line for line in read_metrics(folder / "metrics.jsonl") if line["split"] == "train"]
+    found = [(line["step"], line["value"]) for line in lines if line["metric"] == "loss"]
+    assert len(found) == len(dict(found)), "a step's loss stands there twice"
+    return dict(found)
+
+
+def start(command: list[str], tmp_path: Path, *, launcher: list[str] | None = None) -> subprocess.Popen:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        environment.pop(name, None)
+    line = [*(launcher or [sys.executable]), str(ROOT / "distill" / "run.py"), *command]
+    with open(tmp_path / "output.txt", "a") as output:
+        return subprocess.Popen(line, cwd=tmp_path, env=environment, stdout=output, stderr=subprocess.STDOUT)
+
+
+def finish(process: subprocess.Popen, tmp_path: Path) -> int:
+    status = process.wait(timeout=240)
+    if status not in (0, run.RESUMABLE, -signal.SIGKILL):
+        print((tmp_path / "output.txt").read_text())
+    return status
+
+
+def wait_for_steps(folder: Path, steps: int, process: subprocess.Popen) -> None:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        if (folder / "metrics.jsonl").exists() and len(losses(folder)) >= steps:
+            return
+        time.sleep(0.02)
+    raise AssertionError("the run ended, or took too long, before it was stopped")
+
+
+def test_a_whole_run(tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run.main([*tiny, "run.name=first"]) == 0
+    folder = tmp_path / "runs" / "first"
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["targets"]["videomae"]["r2c"] > 0.8
+    assert set(summary["floors"]) == {"mean", "position_mean", "pixels", "ridge", "skip", "mlp", "shuffled"}
+    assert abs(summary["floors"]["shuffled"]["videomae"]["r2c"]) < 0.1
+    assert summary["floors"]["position_mean"]["videomae"]["r2c"] == pytest.approx(0, abs=1e-6)
+    assert summary["floors"]["mean"]["videomae"]["r2"] == pytest.approx(0, abs=0.05)
+    assert set(summary["gain"]["videomae"]) == {"value", "low", "high"}
+    assert summary["gain"]["videomae"]["low"] <= summary["gain"]["videomae"]["value"] <= summary["gain"]["videomae"]["high"]
+    low, high = summary["intervals"]["videomae"]["r2c"]
+    assert low <= summary["targets"]["videomae"]["r2c"] <= high
+    assert {"parameters", "macs", "latency_ms", "threads"} <= set(summary["cost"])
+    assert sum(summary["clips"].values()) == 40 and summary["clips"]["refused"] == 0
+    assert set(summary["digests"]) >= {"split", "view", "normaliser", "data"}
+    assert list(losses(folder)) == list(range(1, 13))
+    assert yaml.safe_load((folder / "recipe.yaml").read_text())["train"]["steps"] == 12
+    text = capsys.readouterr().out
+    assert "gain over ridge" in text and str(folder / "bundle") in text
+
+    converter = load_converter(folder / "bundle")
+    path = next(word.split("=", 1)[1] for word in tiny if word.startswith("store.path"))
+    store = FeatureStore(path)
+    tokens = torch.stack([store[i]["student"] for i in store.indices("test")])
+    wanted = torch.stack([store[i]["videomae"] for i in store.indices("test")])
+    with torch.inference_mode():
+        found = converter(tokens)["videomae"]
+    stats = store.statistics("videomae")
+    error, spread = ((found - wanted) / stats["scale"]), ((wanted - stats["mean"]) / stats["scale"])
+    r2c = float(1 - error.double().square().sum() / spread.double().square().sum())
+    assert r2c == pytest.approx(summary["targets"]["videomae"]["r2c"], abs=1e-5)
+
+    assert run.main([*tiny, "run.name=first"]) == 1
+    assert "first exists" in capsys.readouterr().err
+    assert run.main([*tiny, "run.name=second", "converter.options.width=16"]) == 0
+    assert "already in" in capsys.readouterr().out
+    table = scoreboard.scoreboard([folder, folder.with_name("second")])
+    assert "first (perceiver)" in table and "shuffled" in table and table.count("*") == 2
+
+
+def test_scoreboard_refuses_other_clips(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, split in (("a", "1111"), ("b", "2222")):
+        (tmp_path / name).mkdir()
+        summary = {
+            "family": "perceiver",
+            "targets": {"videomae": {"r2c": 0.5}},
+            "floors": {},
+            "cost": {"parameters": 1, "macs": 1, "latency_ms": 1},
+            "digests": {"split": split, "view": "v", "data": "d", "normaliser": "n"},
+        }
+        (tmp_path / name / "summary.json").write_text(json.dumps(summary))
+    assert scoreboard.main([str(tmp_path / "a"), str(tmp_path / "b")]) == 1
+    assert "their split differs (1111 and 2222)" in capsys.readouterr().err
+    assert scoreboard.main([str(tmp_path / "a"), "--metric", "r3"]) == 1
+    assert "'r3'" in capsys.readouterr().err
+    assert scoreboard.main([str(tmp_path / "none")]) == 1
+    assert "no summary.json" in capsys.readouterr().err
+
+
+def test_two_ranks_take_the_same_steps(tiny: list[str], tmp_path: Path) -> None:
+    tiny = [*tiny, "evaluate.floors=[ridge,shuffled]"]
+    assert finish(start([*tiny, "run.name=one"], tmp_path), tmp_path) == 0
+    launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", "2", "--master_port", "29631"]
+    two = start([*tiny, "run.name=two", "engine=zero1"], tmp_path, launcher=launcher)
+    assert finish(two, tmp_path) == 0
+    one, two_ = (losses(tmp_path / "runs" / name) for name in ("one", "two"))
+    assert list(one) == list(two_)
+    assert list(one.values()) == pytest.approx(list(two_.values()), rel=1e-3)
+    scores = [json.loads((tmp_path / "runs" / name / "summary.json").read_text())["targets"] for name in ("one", "two")]
+    assert scores[0]["videomae"]["r2c"] == pytest.approx(scores[1]["videomae"]["r2c"], abs=1e-3)
+
+
+def test_stopped_and_killed_runs_resume_exactly(tiny: list[str], tmp_path: Path) -> None:
+    """Once by SIGTERM, which saves, then by SIGKILL, which does not: the loss trace is that of a run left alone."""
+    tiny = [*tiny, "train.steps=400", "evaluate.floors=[ridge,skip]", "train.resume=auto", "train.checkpoint_every=20"]
+    runs = tmp_path / "runs"
+    assert finish(start([*tiny, "run.name=whole"], tmp_path), tmp_path) == 0
+
+    process = start([*tiny, "run.name=broken"], tmp_path)
+    wait_for_steps(runs / "broken", 30, process)
+    process.send_signal(signal.SIGTERM)
+    assert finish(process, tmp_path) == run.RESUMABLE
+    stopped = len(losses(runs / "broken"))
+    process = start([*tiny, "run.name=broken"], tmp_path)
+    wait_for_steps(runs / "broken", stopped + 50, process)
+    process.kill()
+    assert finish(process, tmp_path) == -signal.SIGKILL
+    with open(runs / "broken" / "metrics.jsonl", "a") as file:
+        file.write('{"step": 399, "split": "tra')
+    assert stopped < len(losses(runs / "broken")) < 400
+    assert finish(start([*tiny, "run.name=broken"], tmp_path), tmp_path) == 0
+    assert losses(runs / "broken") == losses(runs / "whole")
+    results = [json.loads((runs / name / "summary.json").read_text()) for name in ("whole", "broken")]
+    assert results[0]["targets"] == results[1]["targets"]
+
+
+def test_resuming_under_other_settings_is_refused(
+    tiny: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny = [*tiny, "evaluate.floors=[ridge]", "run.name=run"]
+    assert run.main(tiny) == 0
+    assert run.main([*tiny, "train.resume=auto", "train.lr=0.01"]) == 1
+    assert "train.lr was 0.001, now 0.01" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["converter.family=perceivr"], "'perceivr' is no family"),
+        (["student.backbone=vjepa3"], "'vjepa3' is no backbone"),
+        (["train.stepz=3", "train.lr=fast"], "did you mean train.steps"),
+        (["train.batch=3", "train.accumulation=2"], "train.accumulation"),
+    ],
+)
+def test_a_wrong_recipe_dies_before_any_work(
+    words: list[str], message: str, tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run.main([*tiny, *words]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_an_impossible_converter_dies_before_extraction(
+    tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [word for word in tiny if not word.startswith("store.path")]
+    assert run.main([*words, f"store.path={tmp_path / 'store'}", "converter.options.latents=0"]) == 1
+    assert "latents is 0" in capsys.readouterr().err
+    assert not (tmp_path / "store").exists()

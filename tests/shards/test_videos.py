@@ -1,0 +1,315 @@
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import shutil
+import tarfile
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from shards.videos import Clip, Found, data_digest, find_clips, open_source
+
+KEY = re.compile(r"\d{6}-[0-9a-f]{10}")
+
+
+def fill(root: Path, *names: str) -> Path:
+    """Files of distinct content; nothing here is decoded."""
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(f"video {name}".encode())
+    return root
+
+
+def write_csv(root: Path, *rows: str, header: str = "path,label,split,group,start,end") -> Path:
+    path = root / "clips.csv"
+    path.write_text("\n".join([header, *rows]) + "\n", encoding="utf-8")
+    return path
+
+
+def write_tar(path: Path, **members: bytes) -> Path:
+    with tarfile.open(path, "w") as tar:
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return path
+
+
+def sides(found: Found) -> dict[str, set[str]]:
+    return {clip.group: {other.split for other in found.clips if other.group == clip.group} for clip in found.clips}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return fill(
+        tmp_path / "видео und mehr",
+        *("run/b 1.mp4", "run/deep/er/a.MKV", "walk/ünï#?.avi", "walk/c.mov", "stray.webm"),
+        *("walk/notes.txt", "walk/.hidden.mp4", ".cache/x.mp4", "LICENSE"),
+    )
+
+
+def test_folder(folder: Path) -> None:
+    found = find_clips(source="folder", root=folder)
+    assert [clip.name for clip in found.clips] == [
+        *("run/b 1.mp4", "run/deep/er/a.MKV", "stray.webm", "walk/c.mov", "walk/ünï#?.avi")
+    ]
+    assert [clip.label for clip in found.clips] == ["run", "run", None, "walk", "walk"]
+    assert found.labels == ["run", "walk"] and {clip.split for clip in found.clips} == {"train", "val", "test"}
+    assert all(clip.group == clip.name and clip.position == (0, 1) and clip.start is None for clip in found.clips)
+    assert "2 files left out, no videos by their extension: LICENSE, walk/notes.txt" in found.notes
+    assert "1 of 5 clips have no label" in found.notes
+    for clip in found.clips:
+        assert Path(open_source(clip)).read_text() == f"video {clip.name}"  # type: ignore[arg-type]
+
+
+def test_keys_are_distinct_short_and_do_not_depend_on_the_machine(folder: Path, tmp_path: Path) -> None:
+    found = find_clips(source="folder", root=folder, clips_per_video=2)
+    keys = [clip.key for clip in found.clips]
+    assert len(set(keys)) == 10 and all(KEY.fullmatch(key) for key in keys)
+    assert len({key[7:] for key in keys}) == 10
+    moved = shutil.copytree(folder, tmp_path / "elsewhere" / "x")
+    again = find_clips(source="folder", root=moved, clips_per_video=2)
+    assert [clip.key for clip in again.clips] == keys and data_digest(again.clips) == data_digest(found.clips)
+    longer = find_clips(source="folder", root=folder, clips_per_video=2, clip_seconds=3.0)
+    assert not {clip.key for clip in longer.clips} & set(keys)
+
+
+def test_clips_of_a_video_stay_together(folder: Path) -> None:
+    found = find_clips(source="folder", root=folder, clips_per_video=3)
+    assert [clip.position for clip in found.clips[:3]] == [(0, 3), (1, 3), (2, 3)]
+    assert len(sides(found)) == 5 and all(len(side) == 1 for side in sides(found).values())
+
+
+def test_links(folder: Path) -> None:
+    (folder / "run" / "loop").symlink_to(folder, target_is_directory=True)
+    (folder / "walk" / "again.mp4").symlink_to(folder / "run" / "b 1.mp4")
+    (folder / "walk" / "dead.mp4").symlink_to(folder / "nowhere.mp4")
+    os.mkfifo(folder / "walk" / "pipe.mp4")
+    found = find_clips(source="folder", root=folder)
+    names = [clip.name for clip in found.clips]
+    assert len(names) == 6 and "walk/again.mp4" in names
+    assert {clip.group for clip in found.clips if clip.name in ("walk/again.mp4", "run/b 1.mp4")} == {"run/b 1.mp4"}
+
+
+def test_groups_by_regular_expression(tmp_path: Path) -> None:
+    root = fill(tmp_path, *(f"{name}/{name}{index:03d}.mp4" for name in ("a", "b") for index in range(0, 60, 5)))
+    found = find_clips(source="folder", root=root, group=r"/(\w)\d(\d)\d")
+    assert sorted(sides(found)) == [f"{name}/{digit}" for name in "ab" for digit in range(6)]
+    assert all(len(side) == 1 for side in sides(found).values())
+    with pytest.raises(ValueError, match=r"b/b055.mp4: data.group='\^a' matches nothing"):
+        find_clips(source="folder", root=root, group="^a")
+    with pytest.raises(ValueError, match=r"data.group='\(' is not a regular expression"):
+        find_clips(source="folder", root=root, group="(")
+    with pytest.raises(ValueError, match=r"24 clips make 2 group\(s\): 'a', 'b'"):
+        find_clips(source="folder", root=root, group="^[ab]")
+
+
+def test_folders_that_hold_nothing(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="data.root=.*nowhere is not a folder"):
+        find_clips(source="folder", root=tmp_path / "nowhere")
+    fill(tmp_path, "a/readme.txt")
+    with pytest.raises(ValueError, match="holds no video among 1 files"):
+        find_clips(source="folder", root=tmp_path)
+
+
+def test_what_a_source_needs() -> None:
+    for source, entry in [
+        ("folder", "data.root"),
+        ("csv", "data.csv"),
+        ("webdataset", "data.tars"),
+        ("demo", "demo_dir"),
+    ]:
+        with pytest.raises(ValueError, match=f"data.source={source} needs {entry}"):
+            find_clips(source=source)
+    with pytest.raises(ValueError, match="data.source is 'foldr'"):
+        find_clips(source="foldr")
+
+
+def test_csv(folder: Path) -> None:
+    path = write_csv(
+        folder,
+        "run/b 1.mp4,run,train,,0.5,2.5",
+        "./run/../run/b 1.mp4,run,,,2.5,4.5",
+        "walk/c.mov,walk,val,blocked,,",
+        f"{folder}/walk/ünï#?.avi, walk ,test,,,",
+        "stray.webm,,,blocked,,",
+    )
+    found = find_clips(source="csv", csv=path, clips_per_video=2)
+    shown = [
+        (clip.name, clip.label, clip.split, clip.group, clip.start, clip.end, clip.position) for clip in found.clips
+    ]
+    assert shown == [
+        ("run/b 1.mp4", "run", "train", "run/b 1.mp4", 0.5, 2.5, (0, 1)),
+        ("run/b 1.mp4", "run", "train", "run/b 1.mp4", 2.5, 4.5, (0, 1)),
+        ("walk/c.mov", "walk", "val", "blocked", None, None, (0, 2)),
+        ("walk/c.mov", "walk", "val", "blocked", None, None, (1, 2)),
+        ("walk/ünï#?.avi", "walk", "test", "walk/ünï#?.avi", None, None, (0, 2)),
+        ("walk/ünï#?.avi", "walk", "test", "walk/ünï#?.avi", None, None, (1, 2)),
+        ("stray.webm", None, "val", "blocked", None, None, (0, 2)),
+        ("stray.webm", None, "val", "blocked", None, None, (1, 2)),
+    ]
+    assert len({clip.key for clip in found.clips}) == 8
+
+
+def test_csv_relative_to_a_root_and_with_columns_of_its_own(folder: Path, tmp_path: Path) -> None:
+    rows = ["run/b 1.mp4,run,7", "walk/c.mov,walk,8", "stray.webm,x,9"]
+    path = write_csv(tmp_path, *rows, header="path,label,fold")
+    found = find_clips(source="csv", csv=path, root=folder)
+    assert [Path(clip.source).is_file() for clip in found.clips] == [True] * 3
+    assert "columns of clips.csv that mean nothing here: fold" in found.notes
+
+
+def test_csv_reports_all_bad_rows_with_their_lines(folder: Path) -> None:
+    path = write_csv(
+        folder,
+        "run/b 1.mp4,run,train,,0.5,2.5",
+        "run/gone.mp4,run,,,,",
+        "walk/c.mov,walk,dev,,,",
+        "walk/c.mov,walk,,,3,2",
+        "walk/c.mov,walk,,,one,2",
+        "walk/c.mov,walk,,,-1,nan",
+        "walk/c.mov,walk,,,1,",
+        ",walk,,,,",
+        "run/b 1.mp4,run,train,,0.5,2.5",
+        "run/b 1.mp4,run,train,,9,10,11,12",
+    )
+    with pytest.raises(ValueError) as caught:
+        find_clips(source="csv", csv=path)
+    message = str(caught.value)
+    for part in [
+        "line 3, run/gone.mp4: no file at",
+        "line 4, walk/c.mov: split is 'dev'",
+        "line 5, walk/c.mov: end 2 is not after start 3",
+        "line 6, walk/c.mov: start is 'one', not a number",
+        "line 7, walk/c.mov: start is -1;",
+        "line 7, walk/c.mov: end is nan;",
+        "line 8, walk/c.mov: start and end go together",
+        "line 9, no path: no file",
+        "line 10, run/b 1.mp4: the same clip as in line 2",
+        "line 11, run/b 1.mp4: more fields",
+    ]:
+        assert part in message
+    assert "line 2," not in message and "10 problem(s)" in message
+
+
+def test_csv_groups_and_splits_must_agree(folder: Path) -> None:
+    rest = ["walk/c.mov,walk,,,,", "walk/ünï#?.avi,walk,,,,", "stray.webm,x,,,,"]
+    path = write_csv(folder, "run/b 1.mp4,run,,one,0,1", "run/b 1.mp4,run,,two,1,2", *rest)
+    with pytest.raises(ValueError, match="run/b 1.mp4: one file stands in 2 groups: 'one', 'two'"):
+        find_clips(source="csv", csv=path)
+    path = write_csv(folder, "run/b 1.mp4,run,train,,0,1", "run/b 1.mp4,run,test,,1,2", *rest)
+    with pytest.raises(ValueError, match="group 'run/b 1.mp4' is given test and train"):
+        find_clips(source="csv", csv=path)
+    path = write_csv(folder, "run/b 1.mp4,run,,one,0,1", "run/b 1.mp4,run,,,1,2", *rest)
+    assert [clip.group for clip in find_clips(source="csv", csv=path).clips][:2] == ["one", "one"]
+
+
+def test_csv_files_that_are_none(folder: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="data.csv=.*gone.csv is not a file"):
+        find_clips(source="csv", csv=folder / "gone.csv")
+    with pytest.raises(ValueError, match=r"no column label; the header is \['path', 'class'\]"):
+        find_clips(source="csv", csv=write_csv(folder, header="path,class"))
+    with pytest.raises(ValueError, match="has a header and no rows"):
+        find_clips(source="csv", csv=write_csv(folder))
+    (folder / "clips.csv").write_bytes(b"path,label\n\xff\xfe,x\n")
+    with pytest.raises(ValueError, match="cannot be read as CSV in UTF-8"):
+        find_clips(source="csv", csv=folder / "clips.csv")
+
+
+def test_tars(tmp_path: Path) -> None:
+    (tmp_path / "more").mkdir()
+    write_tar(
+        tmp_path / "a-000.tar",
+        **{
+            "x/0001.mp4": b"first", "x/0001.cls": b"7\n", "x/0002.json": b'{"label": "j", "group": "g"}',
+            "x/0002.clip.MP4": b"second", "x/0002.cls": b"8", "x/0002.jpg": b"...", "x/._0002.mp4": b"mac",
+            "y/0001.txt": b"a text", "y/0001.mkv": b"third",
+        },
+    )  # fmt: skip
+    write_tar(
+        tmp_path / "more" / "b.tar", **{"0001.mp4": b"4th", "0001.json": b'{"start": 1, "end": 2.5, "group": "g"}'}
+    )
+    found = find_clips(source="webdataset", tars=str(tmp_path / "{a-000,more/b}.tar"))
+    assert [(clip.name, clip.label, clip.group, clip.start) for clip in found.clips] == [
+        ("a-000.tar::x/0001.mp4", "7", "a-000.tar::x/0001.mp4", None),
+        ("a-000.tar::x/0002.clip.MP4", "j", "g", None),
+        ("a-000.tar::y/0001.mkv", "a text", "a-000.tar::y/0001.mkv", None),
+        ("more/b.tar::0001.mp4", None, "g", 1.0),
+    ]
+    contents = [open_source(clip).read() for clip in found.clips]  # type: ignore[union-attr]
+    assert contents == [b"first", b"second", b"third", b"4th"]
+    assert "members of the tars left out: 1 x .jpg" in found.notes
+    globbed = find_clips(source="webdataset", tars="**/*.tar", root=tmp_path)
+    assert {clip.key for clip in globbed.clips} == {clip.key for clip in found.clips}
+
+
+def test_a_tar_that_changed(tmp_path: Path) -> None:
+    write_tar(tmp_path / "a.tar", **{f"{index}.mp4": b"x" * 2000 for index in range(3)})
+    clip = find_clips(source="webdataset", tars=str(tmp_path / "a.tar")).clips[2]
+    os.truncate(tmp_path / "a.tar", 6000)
+    with pytest.raises(OSError, match=r"a.tar ends within a.tar::2.mp4"):
+        open_source(clip)
+
+
+def test_tars_that_cannot_be_used(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no file at .*gone.tar"):
+        find_clips(source="webdataset", tars="gone.tar", root=tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"no file at .*x-\*.tar"):
+        find_clips(source="webdataset", tars=str(tmp_path / "x-*.tar"))
+    with tarfile.open(tmp_path / "z.tar.gz", "w:gz"):
+        pass
+    with pytest.raises(ValueError, match="z.tar.gz is not a whole, uncompressed tar"):
+        find_clips(source="webdataset", tars=str(tmp_path / "z.tar.gz"))
+    cut = write_tar(tmp_path / "cut.tar", **{"1.mp4": b"x" * 2000})
+    os.truncate(cut, 1000)
+    with pytest.raises(ValueError, match="cut.tar is not a whole"):
+        find_clips(source="webdataset", tars=str(cut))
+    write_tar(tmp_path / "n.tar", **{"1.txt": b"x"})
+    with pytest.raises(ValueError, match="no video in 1 tars"):
+        find_clips(source="webdataset", tars=str(tmp_path / "n.tar"))
+    bad = {"1.mp4": b"a", "1.json": b"{no", "2.mp4": b"b", "2.json": b'{"split": "dev"}', "3.mp4": b"c", "3.avi": b"d"}
+    write_tar(tmp_path / "bad.tar", **bad, **{"4.mp4": b"d", "4.json": json.dumps([1]).encode()})
+    with pytest.raises(ValueError) as caught:
+        find_clips(source="webdataset", tars=str(tmp_path / "bad.tar"))
+    for part in [
+        "bad.tar::1.json: Expecting",
+        "bad.tar::2.mp4: split is 'dev'",
+        "3.avi: a second video",
+        "4.json: not a",
+    ]:
+        assert part in str(caught.value)
+
+
+def test_member_names_lead_nowhere(tmp_path: Path) -> None:
+    """Links and paths out of the tar: a member is bytes at an offset, its name is never opened."""
+    fill(tmp_path, "secret.mp4")
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for name, kind in [("1.mp4", tarfile.SYMTYPE), ("2.mp4", tarfile.LNKTYPE), ("4.mp4", tarfile.FIFOTYPE)]:
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = kind, "secret.mp4"
+            tar.addfile(info)
+        for name in ("../../secret.mp4", "/etc/5.mp4", "6.mp4"):
+            info = tarfile.TarInfo(name)
+            info.size = 3
+            tar.addfile(info, io.BytesIO(b"own"))
+    found = find_clips(source="webdataset", tars=str(tmp_path / "a.tar"))
+    assert len(found.clips) == 3
+    assert {open_source(clip).read() for clip in found.clips} == {b"own"}  # type: ignore[union-attr]
+
+
+def test_data_digest_sees_what_matters(folder: Path) -> None:
+    clips = find_clips(source="folder", root=folder).clips
+    digest = data_digest(clips)
+
+    def other(**entries: object) -> list[Clip]:
+        return [replace(clips[0], **entries), *clips[1:]]
+
+    assert digest == data_digest(other(source="/elsewhere", split="val"))
+    for entries in ({"label": "x"}, {"group": "x"}, {"size": 1}, {"key": "x"}, {"start": 1.0}):
+        assert data_digest(other(**entries)) != digest
+    assert data_digest(clips[1:]) != digest
