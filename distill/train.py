@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -140,10 +141,15 @@ def sampled_positions(
     sampled = {name: layout for name, layout in layouts.items() if count and layout.num_grid_tokens > count}
 
     def positions(step: int) -> dict[str, Tensor]:
-        generator = torch.Generator().manual_seed((seed << 32) + step)
+        generator = torch.Generator().manual_seed(mix(seed, step))
         return {name: stratified(layout, count, generator) for name, layout in sampled.items()}  # type: ignore
 
     return positions
+
+
+def mix(*numbers: int) -> int:
+    """A 32-bit seed from several numbers. (torch's CPU generator reads 32 bits of its seed: shifting loses a number.)"""
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
 class StopRequest:

@@ -102,8 +102,12 @@ def test_clips_do_not_see_each_other(family, tokens):
 def test_bf16_is_close_to_fp32(family, tokens):
     converter = stir(tiny(family))
     exact = converter(tokens, standardised=True)
+    seen = []
+    for module in converter.skips.values():
+        module.register_forward_pre_hook(lambda _module, arguments: seen.append(arguments[0].dtype))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         rough = converter(tokens.bfloat16(), standardised=True)
+    assert set(seen) <= {torch.bfloat16}
     for name, y in exact.items():
         assert rough[name].dtype == torch.float32
         assert (rough[name] - y).norm() <= 0.03 * y.norm()

@@ -103,6 +103,34 @@ def test_special_tokens_of_the_student_are_read():
     assert (converter(tokens)["vivit"] - converter(changed)["vivit"]).abs().max() > 1e-3
 
 
+def test_the_places_of_the_students_tokens_are_read():
+    """The same tokens in another order are another clip; the skip and the mean content cannot tell."""
+    converter = stir(tiny("perceiver", skip="none", normaliser="global"))
+    tokens = draw(1, *STUDENT.shape)
+    turned = converter(tokens.flip(1), standardised=True)["vivit"]
+    assert (converter(tokens, standardised=True)["vivit"] - turned).abs().max() > 1e-4
+
+
+def test_special_tokens_of_a_target_are_told_apart(tokens):
+    converter = stir(tiny("perceiver", skip="none", targets={"y": TokenLayout(None, 5, ("cls", "reg"))}))
+    answer = converter(tokens, standardised=True)["y"]
+    assert (answer[:, 0] - answer[:, 1]).abs().max() > 1e-3
+    answer.sum().backward()
+    assert (converter.branch.kinds["y"].grad != 0).any(dim=1).tolist() == [True, True, True]
+
+
+def test_a_coarse_target_never_sees_the_bands_of_a_fine_one(tokens):
+    targets = {"coarse": TokenLayout((2, 3, 3), 5), "fine": TokenLayout((2, 9, 9), 5)}
+    converter = stir(tiny("perceiver", skip="none", targets=targets))
+    before = converter(tokens)
+    weight = converter.branch.place.weight
+    assert weight.shape[1] == 2 * (1 + 8 + 8)
+    weight.data[:, [2 + 7, 2 + 15, 18 + 7, 18 + 15]] += 1  # the highest band of y and x: above the student's too
+    after = converter(tokens)
+    assert torch.equal(before["coarse"], after["coarse"])
+    assert not torch.equal(before["fine"], after["fine"])
+
+
 def test_default_width_narrows_with_targets():
     full, one = TokenLayout((8, 16, 16), 1024), TokenLayout((8, 14, 14), 768)
     widths = []

@@ -8,7 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shards.codec import (
-    LEVELS,
     SMALLEST_SCALE,
     Calibration,
     Fp16,
@@ -46,7 +45,7 @@ def test_int8_errs_by_half_a_level(tokens: int, dim: int, seed: int, size: float
     x = mean + deviation * size * torch.randn(tokens, dim, generator=generator)
     encoded = codec.encode(x)
     assert spec_of(encoded) == codec.spec((tokens, dim))
-    level = ((x - mean) / deviation).abs().amax(-1, keepdim=True) / LEVELS
+    level = ((x - mean) / deviation).abs().amax(-1, keepdim=True) / 127
     bound = deviation * (0.5 * level + 0.08 * level + SMALLEST_SCALE) + 1e-6 * x.abs()  # half a level, fp16 rounding
     assert ((codec.decode(encoded) - x).abs() <= bound).all()
 

@@ -25,6 +25,7 @@ def test_order_is_whole_epochs_of_seed_and_epoch() -> None:
     assert stream[:7] != stream[7:14] and stream != SampleOrder(7, seed=2).samples(0, 21)
     assert SampleOrder(7, seed=1).samples(14, 21) == stream[14:] == order.samples(14, 21)
     assert sample_indices(2, seed=1, batch=5, num_clips=7) == stream[10:15]
+    assert sample_indices(1, seed=3, batch=5, num_clips=8) == [5, 3, 0, 2, 1]  # a resumed run must find the same order
     with pytest.raises(ValueError, match="the order of 0 clips"):
         SampleOrder(0, seed=0)
 

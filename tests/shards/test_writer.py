@@ -87,6 +87,7 @@ def test_header_matches_tarfile() -> None:
     theirs = tarfile.TarInfo.frombuf(info.tobuf(tarfile.USTAR_FORMAT), "utf-8", "strict")
     ours = tarfile.TarInfo.frombuf(tar_header("0-a.safetensors", 12345), "utf-8", "strict")
     same = [{**info.get_info(), "chksum": 0} for info in (ours, theirs)]  # tarfile leaves the device fields empty
+    assert tar_header("k", 0)[257:265] == b"ustar\x0000"
     assert same[0] == same[1] and len(tar_header("x" * 100, 1)) == 512
 
 

@@ -130,11 +130,19 @@ def test_what_a_preprocessor_file_says(data: dict[str, Any], expected: Any) -> N
 def test_quiet_leaves_the_reports_as_they_were() -> None:
     from transformers.utils import logging as reports
 
-    before = reports.get_verbosity(), reports.is_progress_bar_enabled()
-    with pytest.raises(KeyError), quiet():
-        assert (reports.get_verbosity(), reports.is_progress_bar_enabled()) == (reports.ERROR, False)
-        raise KeyError
-    assert (reports.get_verbosity(), reports.is_progress_bar_enabled()) == before
+    def state() -> tuple[int, bool]:
+        return reports.get_verbosity(), reports.is_progress_bar_enabled()
+
+    verbosity = reports.get_verbosity()
+    reports.set_verbosity_info()
+    try:
+        before = state()
+        with pytest.raises(KeyError), quiet():
+            assert state() == (reports.ERROR, False)
+            raise KeyError
+        assert state() == before
+    finally:
+        reports.set_verbosity(verbosity)
 
 
 def test_loading_prints_nothing(copy: Path, capfd: pytest.CaptureFixture[str]) -> None:
