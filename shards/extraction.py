@@ -9,6 +9,7 @@ Axes: b clips of a forward, q tokens of a clip, d channels.
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -146,39 +147,35 @@ class _Pass:
         ]
         train: list[dict[str, Tensor]] = []
         seconds: list[float] = []
-        count = 0
-        for shard, start, keys in self.plan.groups(self.batch):
-            if count and (not lacking or len(train) >= CALIBRATION_CLIPS):
-                break
-            wanted = [key for key in keys if self.plan.clips[key].split == "train"]
-            if not wanted and lacking:
-                continue
-            begin = time.monotonic()
-            known = self.plan.refusals([shard])
-            group = self.computer.compute(
-                keys,
-                known,
-                list(self.computer.sources),
-                map(self.computer.try_render, self.computer.readable(keys, known)),
-            )
-            seconds.append((time.monotonic() - begin) / max(1, len(group.records)))
-            count += len(group.records)
-            if count <= KEPT_CLIPS:
-                self.kept[shard, start] = group
-            for row, key in enumerate(group.records):
-                if key in wanted and len(train) < CALIBRATION_CLIPS:
-                    train.append({name: tokens[row] for name, tokens in group.tokens.items()})
+        wanted = CALIBRATION_CLIPS if lacking else 1
+        with tqdm(total=wanted, desc="first clips", unit="clip", leave=False, dynamic_ncols=True) as bar:
+            for shard, start, keys in self.spread():
+                if len(train) >= wanted:
+                    break
+                begin = time.monotonic()
+                known = self.plan.refusals([shard])
+                rendered = map(self.computer.try_render, self.computer.readable(keys, known))
+                group = self.computer.compute(keys, known, list(self.computer.sources), rendered)
+                seconds.append((time.monotonic() - begin) / max(1, len(group.records)))
+                if sum(len(kept.records) for kept in self.kept.values()) < KEPT_CLIPS:
+                    self.kept[shard, start] = group
+                for row, key in enumerate(group.records):
+                    if self.plan.clips[key].split == "train" and len(train) < wanted:
+                        train.append({name: tokens[row] for name, tokens in group.tokens.items()})
+                        bar.update()
         for name in lacking:
             calibration = Calibration.fit([tokens[name] for tokens in train], column=name)
             (self.plan.root / name).mkdir(exist_ok=True)
             calibration.save(self.plan.root / name)
         clips = sum(len(work.keys) for work in self.plan.work)
         pace = min(seconds) if seconds else 0.0
-        left = clips * pace / world
-        text = (
-            f"{left:.0f} s" if left < 120 else f"{left / 60:.0f} minutes" if left < 7200 else f"{left / 3600:.1f} hours"
-        )
-        say(f"features: about {text}, at {pace:.2f} s a clip on {world} rank(s)")
+        say(f"features: about {in_words(clips * pace / world)}, at {pace:.2f} s a clip on {world} rank(s)")
+
+    def spread(self) -> list[tuple[int, int, tuple[str, ...]]]:
+        """The groups that hold a train clip, in an order that has nothing to do with the clips': neighbours in a store
+        often share a class, and a calibration should see them all."""
+        groups = [g for g in self.plan.groups(self.batch) if any(self.plan.clips[k].split == "train" for k in g[2])]
+        return sorted(groups, key=lambda group: hashlib.sha256(group[2][0].encode()).digest())
 
     def run(self, work: Sequence[Work], *, quiet: bool, max_refused: float, world: int) -> None:
         """Computes and writes these shards, one after the other, while the next clips are rendered."""
@@ -257,3 +254,10 @@ def write_statistics(root: Path, columns: Sequence[str]) -> None:
         bar = tqdm(encoded, total=len(train), desc=f"statistics of {name}", unit="clip", leave=False, delay=1)
         statistics = compute_statistics(store.decode(tensors, name, out=buffer) for tensors in bar)
         save_statistics(root, name, statistics, split=store.digests["split"])
+
+
+def in_words(seconds: float) -> str:
+    """A duration for people."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} minutes" if seconds < 7200 else f"{seconds / 3600:.1f} hours"

@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 import torch
 from planted import brightest, plant
-from tiny import TINY
+from tiny import TINY, build_tiny
 from torch import Tensor
 
 from teachers import create_backbone
 
-TIME = "network.model.embeddings.time_embeddings"
+TIME = "embeddings.time_embeddings"
 OPTIONS: dict[str, dict[str, Any]] = {
     "vjepa2": {"frames": 8},
     "timesformer": {"frames": 8},
@@ -75,16 +75,27 @@ def test_timesformer_appends_its_cls(tiny: Any) -> None:
 
 
 def test_timesformer_of_8_frames_runs_on_16(tiny: Any) -> None:
-    folder = str(tiny("timesformer")[1])
-    backbone = create_backbone("timesformer", weights=folder)
+    model, folder = tiny("timesformer")
+    backbone = create_backbone("timesformer", weights=str(folder))
     assert backbone.layout.grid == (16, 4, 4)
     assert backbone.origin["note"] == "built for 8 frames; its time embeddings are resized to 16 (nearest)"
-    native = create_backbone("timesformer", weights=folder, options={"frames": 8})
+    native = create_backbone("timesformer", weights=str(folder), options={"frames": 8})
     assert native.origin["note"] == "time embeddings of 8 frames, as built"
-    resized, published = (b.state_dict()[TIME] for b in (backbone, native))
-    assert torch.equal(resized, published.repeat_interleave(2, dim=1))
-    cells = [(t, 1, 2) for t in range(16)]
-    assert brightest(backbone(plant(backbone, (16, 4, 4), cells)), (16, 4, 4)) == cells
+    built = build_tiny("timesformer", num_frames=16)
+    state = model.state_dict()
+    state[TIME] = state[TIME].repeat_interleave(2, dim=1)
+    built.load_state_dict(state)
+    video = torch.rand(1, 16, 3, 64, 64)
+    assert torch.equal(backbone(video), own_answer("timesformer", built, video, backbone))
+
+
+@pytest.mark.parametrize("name", ["timesformer", "vivit"])
+def test_an_untrained_network_knows_places(name: str, tiny: Any) -> None:
+    """transformers starts these embeddings at zero, and a grey video would give one token many times."""
+    backbone = create_backbone(name, weights=str(tiny(name)[1]), options=OPTIONS[name])
+    tokens = backbone(torch.full((1, 8, 3, 64, 64), 0.4))[0]
+    distances = torch.cdist(tokens, tokens) + torch.eye(len(tokens)) * 1e9
+    assert distances.min() > 0.01 * tokens.norm(dim=-1).mean()
 
 
 @pytest.mark.parametrize("use_mean_pooling", [True, False])
