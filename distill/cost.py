@@ -15,8 +15,8 @@ from converters.converter import Converter
 
 
 def count_macs(converter: Converter, tokens: Tensor) -> int:
-    """Multiply-accumulates of one forward pass on (1 s d) tokens: matrix products and convolutions, as torch counts them.
-    Attention is taken apart into its products first, for the counter misreads the fused kernels."""
+    """Multiply-accumulates of one forward pass on (1 s d) tokens: matrix products and convolutions, as torch counts
+    them. Attention is taken apart into its products first, for the counter misreads the fused kernels."""
     counter = FlopCounterMode(display=False)
     with sdpa_kernel(SDPBackend.MATH), counter:  # with gradients: without them its module tracker stumbles (torch 2.13)
         converter(tokens)

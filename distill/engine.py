@@ -1,7 +1,7 @@
 """Engine: one objective under DeepSpeed, with its schedule, its average of weights, and its exact state.
 
-The only importer of deepspeed. Its checkpoints are not used: they are pickles, tied to a number of ranks. What a resumed
-run needs (parameters, their average, the two moments, the step) is gathered here under the parameters' names.
+The only importer of deepspeed. Its checkpoints are not used: they are pickles, tied to a number of ranks. What a
+resumed run needs (parameters, their average, the two moments, the step) is gathered here under the parameters' names.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ class Engine:
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """Within it, the objective carries the average of its weights. Not for training: DeepSpeed keeps its own copy."""
+        """Within it, the objective carries the average of its weights. Not for training: DeepSpeed has its own copy."""
         if not self.average:
             yield
             return
@@ -143,7 +143,9 @@ class Engine:
             counters["step"].fill_(self.step_count)
         for name, parameter in self.parameters.items():
             if not torch.equal(parameter.detach().cpu(), state[f"parameter/{name}"]):
-                raise ValueError(f"{name} differs from the checkpoint's; call load_parameters before building the engine")
+                raise ValueError(
+                    f"{name} differs from the checkpoint's; call load_parameters before building the engine"
+                )
             for moment in MOMENTS:
                 self._set_moment(parameter, moment, state[f"{moment}/{name}"])
 

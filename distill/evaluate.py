@@ -75,7 +75,9 @@ def score(
                     converted = part.converter(batch[part.column], positions=chosen or None)
                     for target, tokens in converted.items():
                         index = positions.get(target)
-                        teacher = batch[target] if index is None else batch[target].index_select(1, index.to(ranks.device))
+                        teacher = (
+                            batch[target] if index is None else batch[target].index_select(1, index.to(ranks.device))
+                        )
                         scores[label][target].update(clips, tokens, teacher)
             progress.update(len(clips))
     for by_target in scores.values():

@@ -55,12 +55,18 @@ def set_skips(converter: Converter, solutions: Solutions, *, column: str = "stud
 
 @torch.no_grad()
 def solve_ridges(
-    store: FeatureStore, readers: Mapping[str, Converter], *, indices: Sequence[int], ranks: Ranks, shuffled: bool = True
+    store: FeatureStore,
+    readers: Mapping[str, Converter],
+    *,
+    indices: Sequence[int],
+    ranks: Ranks,
+    shuffled: bool = True,
 ) -> Solutions:
     """Ridge solutions for the skips of linear converters, from all clips `indices`.
 
-    readers: column -> the linear converter that reads it, normalisers set, on the ranks' device. shuffled: also solve each
-    clip's tokens against the targets of a clip of another group. Each rank accumulates its share; all solve the same sums.
+    readers: column -> the linear converter that reads it, normalisers set, on the ranks' device. shuffled: also solve
+    each clip's tokens against the targets of a clip of another group. Each rank accumulates its share; all solve the
+    same sums.
     """
     pairings = (TRUE, SHUFFLED) if shuffled else (TRUE,)
     equations = {

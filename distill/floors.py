@@ -1,13 +1,14 @@
 """Floors: what a converter must beat, through the same interface.
 
-    mean       the teacher's global mean            position_mean  its mean at each position
-    pixels     ridge from the averaged pixels       ridge          ridge from the student's tokens
-    skip       the ridge, trained further           mlp            skip + per-token MLP of the converter's size, trained
-    shuffled   ridge on wrongly paired clips: a control, near 0 where nothing leaks
+mean       the teacher's global mean            position_mean  its mean at each position
+pixels     ridge from the averaged pixels       ridge          ridge from the student's tokens
+skip       the ridge, trained further           mlp            skip + per-token MLP of the converter's size, trained
+shuffled   ridge on wrongly paired clips: a control, near 0 where nothing leaks
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,6 +21,7 @@ from shards.ranks import Ranks
 from shards.store import FeatureStore
 
 MAIN = "converter"
+log = logging.getLogger(__name__)
 
 
 class Floors:
@@ -43,8 +45,12 @@ class Floors:
         self.trained = {MAIN: set_normalisers(converter, store)}
         if "skip" in asked:
             self.trained["skip"] = self.build("linear")
-        if "mlp" in asked:
-            self.trained["mlp"] = self.build("mlp", options={"parameters": converter.num_parameters()}, seed=seed)
+        spare = converter.num_parameters() - readers[STUDENT].num_parameters()  # what the MLP may have beside its skip
+        if "mlp" in asked and spare > 0:
+            self.trained["mlp"] = self.build("mlp", options={"parameters": spare}, seed=seed)
+        elif "mlp" in asked:
+            log.warning("no mlp floor: a converter of %d parameters leaves it none", converter.num_parameters())
+            self.asked.remove("mlp")
         for start in self.trained.values():
             set_skips(start, self.ridges)
 
@@ -85,5 +91,7 @@ class Floors:
         if name == "shuffled":
             return [Candidate(set_skips(self.build("linear"), self.ridges, pairing=SHUFFLED))]
         assert name == "pixels", name
-        readers = {PIXELS + target: self.build("linear", PIXELS + target, [target]) for target in self.converter.targets}
+        readers = {
+            PIXELS + target: self.build("linear", PIXELS + target, [target]) for target in self.converter.targets
+        }
         return [Candidate(set_skips(reader, self.ridges, column=column), column) for column, reader in readers.items()]

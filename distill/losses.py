@@ -33,7 +33,7 @@ def gram(converted: Tensor, teacher: Tensor, *, tokens: int = 128) -> Tensor:
     """Squared difference of the two matrices of cosines between the tokens of a clip, averaged.
 
     It asks that tokens relate to each other as the teacher's do (similarity-preserving distillation, Tung and Mori
-    2019; DINOv3's Gram anchoring). At most `tokens` evenly spaced tokens enter. (b q e) -> scalar; 0 for a single token.
+    2019; DINOv3's Gram anchoring). At most `tokens` evenly spaced tokens enter. (b q e) -> scalar; 0 for a lone token.
     """
     count = converted.shape[1]
     if count < 2:

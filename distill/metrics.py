@@ -51,8 +51,8 @@ class Statistics:
 class Alignment:
     """Accumulates one converter's alignment with one target over a known list of clips.
 
-    num_clips: how many clips there are in all; `update` says which of them it brings, so that ranks may split them in any
-    way and sum. cka_positions: evenly spaced tokens that enter CKA (their tokens are kept: n * p * e floats, twice).
+    num_clips: how many clips there are in all; `update` says which of them it brings, so that ranks may split them in
+    any way and sum. cka_positions: evenly spaced tokens that enter CKA (they are kept: n * p * e floats, twice).
     """
 
     def __init__(self, statistics: Statistics, *, num_clips: int, cka_positions: int = 16) -> None:

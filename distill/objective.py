@@ -38,7 +38,7 @@ class Objective(nn.Module):
         """batch: student (b s d) and every target (b L e), in the backbones' own units.
 
         positions: target -> indices (q,) of the tokens to decode, on the CPU; None: all of them.
-        Returns {"loss": scalar, "<target>/<term>": scalar, ...}: the weighted sum, averaged over targets, and its parts.
+        Returns {"loss": scalar, "<target>/<term>": scalar, ...}: the weighted sum, mean over targets, and its parts.
         """
         positions = dict(positions or {})
         converted = self.converter(batch["student"], positions=positions or None, standardised=True)

@@ -2,9 +2,9 @@
 
 Axes: b clips, s student tokens, q target tokens, c independent fields, d student width, e teacher width.
 
-*Field.* c independent Gaussian fields g with a separable squared-exponential covariance over (t, y, x). The student sees
-them with noise, x(p) = A g(p) + sigma * e; the teacher without, y(q) = B g(q), at its own places. The optimum is kriging
-(Gaussian-process regression; Rasmussen and Williams 2006, eq. 2.23): its R2 at a target place q is
+*Field.* c independent Gaussian fields g with a separable squared-exponential covariance over (t, y, x). The student
+sees them with noise, x(p) = A g(p) + sigma * e; the teacher without, y(q) = B g(q), at its own places. The optimum is
+kriging (Gaussian-process regression; Rasmussen and Williams 2006, eq. 2.23): its R2 at a target place q is
 r(q) = K_qp (K_pp + sigma^2 I)^-1 K_pq / K_qq. On product grids all of it factorises over the axes, so it is exact at
 full geometry too.
 """
@@ -27,8 +27,8 @@ TINY_TEACHER = TokenLayout(grid=(4, 7, 7), dim=48, extent=((0.0, 1.0), (1 / 16, 
 class FieldOracle:
     """The field oracle between two grids.
 
-    channels: c, at most both widths. lengths: of the covariance on (t, y, x), as fractions of the view. noise: sigma, in
-    deviations of a field. seed: of the two mixing maps A (d c), with orthonormal columns, and B (e c).
+    channels: c, at most both widths. lengths: of the covariance on (t, y, x), as fractions of the view. noise: sigma,
+    in deviations of a field. seed: of the two mixing maps A (d c), with orthonormal columns, and B (e c).
     """
 
     student: TokenLayout = TINY_STUDENT

@@ -27,13 +27,15 @@ def end_table(summary: dict[str, Any], *, folder: Path, store: Path) -> str:
         lines.append(format_table([MAIN + " / floors", "r2c", "95%", *SHOWN[1:]], rows))
         gain = summary["gain"].get(target)
         if gain:
-            lines.append(f"gain over ridge, paired: {number(gain['value'], 4)} ({spread(gain['low'], gain['high'], 4)})")
+            lines.append(
+                f"gain over ridge, paired: {number(gain['value'], 4)} ({spread(gain['low'], gain['high'], 4)})"
+            )
         lines += [f"mark: {text}" for text in sorted(set(summary["marks"].get(target, {}).values()))]
     cost = summary["cost"]
     lines += [
         "",
-        f"{cost['parameters'] / 1e6:.2f} M parameters, {cost['macs'] / 1e9:.2f} GMAC and {cost['latency_ms']:.0f} ms a clip "
-        f"({cost['device']}, {cost['threads']} threads, fp32, batch 1, all targets)",
+        f"{cost['parameters'] / 1e6:.2f} M parameters, {cost['macs'] / 1e9:.2f} GMAC and "
+        f"{cost['latency_ms']:.0f} ms a clip ({cost['device']}, {cost['threads']} threads, fp32, batch 1, all targets)",
         "clips: " + ", ".join(f"{count} {name}" for name, count in summary["clips"].items()),
     ]
     if summary["weights"] == "standin":

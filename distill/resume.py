@@ -12,7 +12,9 @@ from distill.runfolder import RunFolder
 FREE = ("run", "train.resume", "train.checkpoint_every", "train.validate_every")  # what a resumed run may change
 
 
-def resume_point(folder: RunFolder, settings: Mapping[str, Any], *, resume: bool) -> tuple[int, dict[str, dict[str, Tensor]]]:
+def resume_point(
+    folder: RunFolder, settings: Mapping[str, Any], *, resume: bool
+) -> tuple[int, dict[str, dict[str, Tensor]]]:
     """(steps done, {learner: state}) from the newest checkpoint; (0, {}) where there is none, or none is wanted.
 
     settings: of this run, see `flatten`. Raises ValueError where the checkpoint was written under others.
@@ -25,7 +27,9 @@ def resume_point(folder: RunFolder, settings: Mapping[str, Any], *, resume: bool
     changed = [key for key in sorted({*settings, *theirs}) if settings.get(key) != theirs.get(key)]
     if changed:
         listed = "; ".join(f"{key} was {theirs.get(key)}, now {settings.get(key)}" for key in changed)
-        raise ValueError(f"{folder.path} was started with other settings: {listed}. Give the old ones, or a new run.name")
+        raise ValueError(
+            f"{folder.path} was started with other settings: {listed}. Give the old ones, or a new run.name"
+        )
     return record["step"], states
 
 

@@ -79,7 +79,12 @@ def distill(recipe: Recipe, ranks: Ranks) -> dict[str, Any]:
 
     test = store.indices("test")
     scores = score(
-        store, test, floors.candidates(), ranks=ranks, cka_positions=recipe.evaluate.cka_positions, task="evaluate on test"
+        store,
+        test,
+        floors.candidates(),
+        ranks=ranks,
+        cka_positions=recipe.evaluate.cka_positions,
+        task="evaluate on test",
     )
     summary = summarise(
         scores, converter=MAIN, groups=[store.groups[i] for i in test], resamples=recipe.evaluate.bootstrap
@@ -225,7 +230,9 @@ def unknown_names(recipe: Recipe) -> list[str]:
         problems.append(f"converter.family: {recipe.converter.family!r} is no family; there are {families}")
     for key, spec in {"student": recipe.student, **{f"targets.{n}": t for n, t in recipe.targets.items()}}.items():
         if spec.backbone not in list_backbones():
-            problems.append(f"{key}.backbone: {spec.backbone!r} is no backbone; there are {', '.join(list_backbones())}")
+            problems.append(
+                f"{key}.backbone: {spec.backbone!r} is no backbone; there are {', '.join(list_backbones())}"
+            )
     return problems
 
 
@@ -233,7 +240,9 @@ def check_splits(store: FeatureStore) -> None:
     """Raises ValueError where refusals have emptied a split."""
     for split in ("train", "val", "test"):
         if not store.indices(split):
-            raise ValueError(f"no {split} clip is left of {len(store)}: {len(store.refused)} were refused; give more videos")
+            raise ValueError(
+                f"no {split} clip is left of {len(store)}: {len(store.refused)} were refused; give more videos"
+            )
 
 
 if __name__ == "__main__":

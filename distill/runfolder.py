@@ -40,7 +40,14 @@ class RunFolder:
     # --- metrics.jsonl
 
     def log(
-        self, step: int, split: str, metric: str, value: float, *, target: str | None = None, converter: str | None = None
+        self,
+        step: int,
+        split: str,
+        metric: str,
+        value: float,
+        *,
+        target: str | None = None,
+        converter: str | None = None,
     ) -> None:
         """Appends one object as a line, and flushes it."""
         if not self.writes:

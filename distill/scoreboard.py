@@ -41,8 +41,8 @@ def scoreboard(runs: Sequence[Path], *, metric: str = "r2c") -> str:
     known = sorted({name for summary in summaries.values() for found in summary["targets"].values() for name in found})
     if metric not in known:
         raise ValueError(f"no run has the metric {metric!r}; there are {', '.join(known)}")
-    best = {target: best_of([s["targets"][target].get(metric) for s in summaries.values() if target in s["targets"]], metric)
-            for target in targets}  # fmt: skip
+    values = {t: [s["targets"][t].get(metric) for s in summaries.values() if t in s["targets"]] for t in targets}
+    best = {target: best_of(found, metric) for target, found in values.items()}
     rows = []
     for run, summary in summaries.items():
         cells = [cell(summary["targets"].get(target, {}).get(metric), best[target]) for target in targets]

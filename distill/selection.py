@@ -20,7 +20,7 @@ ByTarget = dict[str, float]
 def validation_r2c(
     converters: Mapping[str, Converter], store: FeatureStore, *, queries: int | None, ranks: Ranks
 ) -> dict[str, ByTarget]:
-    """r2c on the val clips at a fixed sample of `queries` tokens per target (None: all): {converter: {target: value}}."""
+    """r2c on the val clips at a fixed sample of `queries` tokens per target (None: all), by converter and target."""
     layouts = next(iter(converters.values())).targets
     generator = torch.Generator().manual_seed(0)
     positions = {

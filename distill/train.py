@@ -65,8 +65,9 @@ def train(
 ) -> None:
     """Trains from step `start` to `steps`.
 
-    batches: this rank's micro-batches from step `start` on, `accumulation` for each step. positions(step): the target tokens to decode. report(step, losses):
-    {learner: {term: value}}, means over ranks and micro-batches. save(n), validate(n): called when n steps are done.
+    batches: this rank's micro-batches from step `start` on, `accumulation` for each step. positions(step): the
+    target tokens to decode. report(step, losses): {learner: {term: value}}, means over ranks and micro-batches.
+    save(n), validate(n): called when n steps are done.
     Raises NotFinite before the optimizer would step on such a loss, and Stopped once a requested stop is on disk.
     """
     progress = tqdm(total=steps, initial=start, desc="train", unit="step", disable=not ranks.main, dynamic_ncols=True)
@@ -148,7 +149,7 @@ def sampled_positions(
 
 
 def mix(*numbers: int) -> int:
-    """A 32-bit seed from several numbers. (torch's CPU generator reads 32 bits of its seed: shifting loses a number.)"""
+    """A 32-bit seed from several numbers. (torch's CPU generator reads only 32 bits: shifting would lose one.)"""
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 

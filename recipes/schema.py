@@ -139,7 +139,6 @@ class Evaluate:
     )
     bootstrap: Count = 2000  # resamples of groups
     cka_positions: Count = 16
-    tensorboard: bool = False
 
 
 @dataclass(config=strict, kw_only=True)

@@ -93,7 +93,9 @@ class Features:
     def extract(self) -> FeatureStore:
         """Brings the store to completion and opens it."""
         clip_seconds = self.recipe.data.clip_seconds
-        requests = sorted({(source.frames, source.pixels) for source in self.sources.values()}) if not self.there else []
+        requests = (
+            sorted({(source.frames, source.pixels) for source in self.sources.values()}) if not self.there else []
+        )
 
         def render(clip: Clip) -> tuple[dict[str, Any], Views]:
             view, views, notes = render_views(clip, requests, clip_seconds=clip_seconds)
@@ -140,7 +142,7 @@ class Features:
 def plan_features(recipe: Recipe, ranks: Ranks, *, say: Callable[[str], None] = print) -> Features:
     """Finds the clips and the place of the store; runs no backbone.
 
-    Raises ValueError and its kin on data that cannot be found, too few clips for the ranks, or weights that are not there.
+    Raises ValueError and its kin on data that cannot be found, too few clips for the ranks, or missing weights.
     """
     found = ranks.first(lambda: find_recipe_clips(recipe))
     for note in found.notes:
@@ -186,7 +188,7 @@ def find_recipe_clips(recipe: Recipe) -> Found:
 
 
 def asked_of(spec: BackboneSpec, recipe: Recipe) -> dict[str, Any]:
-    """What identifies the function that a column was asked to be, on any machine: no path, but a local folder's digest."""
+    """What identifies the function that a column was asked to be, on any machine: no path, a local folder by digest."""
     from teachers.weights import PRETRAINED, STANDIN, WeightSource, digest_of_weights
 
     weights = weights_of(spec, recipe)
@@ -213,7 +215,7 @@ def precision(recipe: Recipe, ranks: Ranks) -> str:
 
 
 def pixels_under(teacher: Backbone, student: Backbone) -> Backbone:
-    """The backbone that averages the pixels under each of the teacher's tokens; a pooled teacher takes the student's grid."""
+    """The backbone that averages the pixels under each of the teacher's tokens; under the student's if it is pooled."""
     model = student if teacher.layout.grid is None else teacher
     grid = model.layout.grid
     assert grid is not None

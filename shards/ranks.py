@@ -38,7 +38,9 @@ class Ranks:
         Raises ValueError where the environment is half set.
         """
         place = read_environment(os.environ if environment is None else environment)
-        os.environ.setdefault("LOCAL_RANK", str(place["local_rank"]))  # deepspeed reads it; srun and a shell do not set it
+        os.environ.setdefault(
+            "LOCAL_RANK", str(place["local_rank"])
+        )  # deepspeed reads it; srun and a shell do not set it
         cuda = torch.cuda.is_available()
         device = torch.device("cuda", place["local_rank"]) if cuda else torch.device("cpu")
         if cuda:
@@ -103,7 +105,9 @@ def read_environment(environment: Mapping[str, str]) -> dict:
         world = int(environment["WORLD_SIZE"])
         missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in environment]
         if world > 1 and missing:
-            raise ValueError(f"WORLD_SIZE={world} but {', '.join(missing)} is not set; start with deepspeed or torchrun")
+            raise ValueError(
+                f"WORLD_SIZE={world} but {', '.join(missing)} is not set; start with deepspeed or torchrun"
+            )
         local_world = environment.get("LOCAL_WORLD_SIZE") or environment.get("LOCAL_SIZE") or world
         return {
             "rank": int(environment["RANK"]),
@@ -121,7 +125,8 @@ def read_environment(environment: Mapping[str, str]) -> dict:
             "world": int(environment["SLURM_NTASKS"]),
             "local_rank": int(environment.get("SLURM_LOCALID", 0)),
             "local_world": int(re.match(r"\d+", tasks_per_node).group()),  # type: ignore[union-attr]
-            "address": environment.get("MASTER_ADDR") or first_host(environment.get("SLURM_STEP_NODELIST", "127.0.0.1")),
+            "address": environment.get("MASTER_ADDR")
+            or first_host(environment.get("SLURM_STEP_NODELIST", "127.0.0.1")),
             "port": int(environment.get("MASTER_PORT", 20000 + job % 20000)),
         }
     return {"rank": 0, "world": 1, "local_rank": 0, "local_world": 1, "address": "127.0.0.1", "port": 29500}

@@ -19,7 +19,13 @@ COMMANDS = (
 )
 FOR_COMMANDS = ("shards.features",)  # joins recipes, teachers and the store: below it, nobody knows all three
 ANY = tuple(pattern for package in PACKAGES for pattern in (package, f"{package}.*"))
-STORE = ("shards", "shards.store", "shards.reader", "shards.column", "shards.disk")  # `shards` itself is FeatureStore's public name
+STORE = (
+    "shards",
+    "shards.store",
+    "shards.reader",
+    "shards.column",
+    "shards.disk",
+)  # `shards` itself is FeatureStore's public name
 JOINTS = ("converters", "converters.*", "teachers.layout", "shards.ranks", *STORE)  # what all of distill may use
 
 # The first pattern that fits a module rules. A package's own modules are named where they are allowed.

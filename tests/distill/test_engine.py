@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from torch import nn
@@ -108,7 +110,7 @@ def test_schedule_warms_up_and_ends_at_nothing() -> None:
     shares = [schedule(step, steps=100, warmup=0.05) for step in range(100)]
     assert shares[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
     assert shares[5] == pytest.approx(1.0) and shares[-1] < 0.001
-    assert all(a >= b for a, b in zip(shares[5:], shares[6:], strict=False))
+    assert all(a >= b for a, b in pairwise(shares[5:]))
 
 
 def test_a_foreign_state_is_refused(ranks: Ranks) -> None:

@@ -1,4 +1,4 @@
-"""A seeded training on the field oracle: the skip is trilinear ridge at the start, and the trained converter above it."""
+"""A seeded training on the field oracle: the skip is trilinear ridge at the start, the trained converter above it."""
 
 from __future__ import annotations
 

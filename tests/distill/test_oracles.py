@@ -1,4 +1,4 @@
-"""The field oracle against its own samples and against FACTS known before: a wrong optimum would make every regret wrong."""
+"""The field oracle against its own samples and known values: a wrong optimum would make every regret wrong."""
 
 from __future__ import annotations
 

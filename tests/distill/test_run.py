@@ -64,7 +64,11 @@ def test_a_whole_run(tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixt
     assert summary["floors"]["position_mean"]["videomae"]["r2c"] == pytest.approx(0, abs=1e-6)
     assert summary["floors"]["mean"]["videomae"]["r2"] == pytest.approx(0, abs=0.05)
     assert set(summary["gain"]["videomae"]) == {"value", "low", "high"}
-    assert summary["gain"]["videomae"]["low"] <= summary["gain"]["videomae"]["value"] <= summary["gain"]["videomae"]["high"]
+    assert (
+        summary["gain"]["videomae"]["low"]
+        <= summary["gain"]["videomae"]["value"]
+        <= summary["gain"]["videomae"]["high"]
+    )
     low, high = summary["intervals"]["videomae"]["r2c"]
     assert low <= summary["targets"]["videomae"]["r2c"] <= high
     assert {"parameters", "macs", "latency_ms", "threads"} <= set(summary["cost"])
@@ -151,9 +155,7 @@ def test_stopped_and_killed_runs_resume_exactly(tiny: list[str], tmp_path: Path)
     assert results[0]["targets"] == results[1]["targets"]
 
 
-def test_resuming_under_other_settings_is_refused(
-    tiny: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_resuming_under_other_settings_is_refused(tiny: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     tiny = [*tiny, "evaluate.floors=[ridge]", "run.name=run"]
     assert run.main(tiny) == 0
     assert run.main([*tiny, "train.resume=auto", "train.lr=0.01"]) == 1

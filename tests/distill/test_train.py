@@ -75,7 +75,9 @@ def test_reports_every_step_with_named_terms() -> None:
 def test_a_learner_ends_the_same_in_company() -> None:
     alone, together, other = learner("perceiver", "main"), learner("perceiver", "main"), learner("linear", "skip")
     first, second = loop([alone]), loop([other, together])
-    assert [r["main"]["loss"] for r in first["reports"].values()] == [r["main"]["loss"] for r in second["reports"].values()]
+    assert [r["main"]["loss"] for r in first["reports"].values()] == [
+        r["main"]["loss"] for r in second["reports"].values()
+    ]
     ours, theirs = alone.engine.state(), together.engine.state()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 

@@ -121,7 +121,7 @@ def test_brace_pattern_quotes_home_and_null() -> None:
 
 
 def test_values_of_every_kind() -> None:
-    words = ["train.lr=1e-2", "train.queries=null", "train.betas=[0.8,0.9]", "evaluate.tensorboard=true"]
+    words = ["train.lr=1e-2", "train.queries=null", "train.betas=[0.8,0.9]", "converter.options.direct=true"]
     words += [
         "converter.options.width=64",
         "converter.options.heads=4",
@@ -130,7 +130,7 @@ def test_values_of_every_kind() -> None:
     ]
     recipe = load_recipe(["recipe=perceiver_videomae", *words])
     assert (recipe.train.lr, recipe.train.queries, recipe.train.betas) == (0.01, None, [0.8, 0.9])
-    assert recipe.evaluate.tensorboard is True and recipe.engine.zero == 1
+    assert recipe.converter.options["direct"] is True and recipe.engine.zero == 1
     assert recipe.converter.options == {"width": 64, "heads": 4} and recipe.targets["videomae"].special == ["cls"]
     assert from_yaml(to_yaml(recipe)) == recipe
 
