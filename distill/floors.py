@@ -21,6 +21,7 @@ from shards.ranks import Ranks
 from shards.store import FeatureStore
 
 MAIN = "converter"
+MLP_QUERIES = 128  # tokens that the per-token MLP trains on per clip: more cost 4 times as much and teach it no more
 log = logging.getLogger(__name__)
 
 

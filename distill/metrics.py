@@ -33,7 +33,7 @@ CKA_CLIPS = 128  # clips of one minibatch
 CKA_MINIMUM = 4  # the unbiased estimator divides by n - 3
 METRICS = ("r2c", "r2", "cos_std", "cosine", "nmse", "smooth_l1", "cka")
 # Fewer clips than this, and a number is marked: its interval or its estimator cannot be trusted.
-MINIMUM_CLIPS = {"r2c": 8, "r2": 8, "cos_std": 8, "cosine": 8, "nmse": 8, "smooth_l1": 8, "cka": 16}
+MINIMUM_CLIPS = {"r2c": 8, "r2": 8, "cos_std": 8, "cosine": 8, "nmse": 8, "smooth_l1": 8, "cka": 8}
 
 
 @dataclass(frozen=True)

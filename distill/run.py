@@ -19,7 +19,7 @@ from distill.cost import measure_cost
 from distill.engine import Engine, load_parameters
 from distill.evaluate import score, summarise
 from distill.fit import normaliser_digest
-from distill.floors import MAIN, Floors
+from distill.floors import MAIN, MLP_QUERIES, Floors
 from distill.objective import TERMS, Objective
 from distill.report import end_table, model_card
 from distill.resume import flatten, resume_point
@@ -146,7 +146,12 @@ def train_converters(
     start, states = resume_point(folder, settings, resume=setting.resume == "auto")
     for name, state in states.items():
         load_parameters(objectives[name], state)
-    learners = [Learner(name, build_engine(recipe, objective, ranks)) for name, objective in objectives.items()]
+    layouts = converters[MAIN].targets
+    learners = []
+    for name, objective in objectives.items():
+        count = MLP_QUERIES if name == "mlp" else setting.queries
+        positions = sampled_positions(layouts, count=count, seed=setting.seed)
+        learners.append(Learner(name, build_engine(recipe, objective, ranks), positions))
     for learner in learners:
         if start:
             learner.engine.restore(states[learner.name])
@@ -164,7 +169,6 @@ def train_converters(
         parts = {learner.name: learner.engine.state() for learner in learners}  # every rank takes part
         folder.save_checkpoint(step, parts, {"settings": settings, "world": ranks.world})
 
-    layouts = converters[MAIN].targets
     with BatchReader(
         store,
         columns=[STUDENT, *layouts],
@@ -182,7 +186,6 @@ def train_converters(
             start=start,
             steps=setting.steps,
             accumulation=setting.accumulation,
-            positions=sampled_positions(layouts, count=setting.queries, seed=setting.seed),
             ranks=ranks,
             report=report,
             save=save,

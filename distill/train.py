@@ -29,10 +29,11 @@ Report = Callable[[int, dict[str, dict[str, float]]], None]
 
 @dataclass(frozen=True)
 class Learner:
-    """A name and the engine that trains it."""
+    """A name, the engine that trains it, and the target tokens that it decodes at a step (see sampled_positions)."""
 
     name: str
     engine: Engine
+    positions: Callable[[int], dict[str, Tensor]]
 
 
 class NotFinite(RuntimeError):
@@ -54,7 +55,6 @@ def train(
     start: int,
     steps: int,
     accumulation: int,
-    positions: Callable[[int], dict[str, Tensor]],
     ranks: Ranks,
     report: Report,
     save: Callable[[int], None],
@@ -65,19 +65,18 @@ def train(
 ) -> None:
     """Trains from step `start` to `steps`.
 
-    batches: this rank's micro-batches from step `start` on, `accumulation` for each step. positions(step): the
-    target tokens to decode. report(step, losses): {learner: {term: value}}, means over ranks and micro-batches.
-    save(n), validate(n): called when n steps are done.
+    batches: this rank's micro-batches from step `start` on, `accumulation` for each step. report(step, losses): {learner:
+    {term: value}}, means over ranks and micro-batches. save(n), validate(n): called when n steps are done.
     Raises NotFinite before the optimizer would step on such a loss, and Stopped once a requested stop is on disk.
     """
     progress = tqdm(total=steps, initial=start, desc="train", unit="step", disable=not ranks.main, dynamic_ncols=True)
     with progress:
         for step in range(start, steps):
             micro_batches = list(islice(batches, accumulation))
-            chosen = positions(step)
+            positions = [learner.positions(step) for learner in learners]
             sums: list[dict[str, Tensor]] = [{} for _ in learners]
             for batch in micro_batches:
-                for learner, terms in zip(learners, sums, strict=True):
+                for learner, chosen, terms in zip(learners, positions, sums, strict=True):
                     found = learner.engine.forward(batch, chosen)
                     learner.engine.backward(found["loss"])
                     for name, value in found.items():

@@ -44,7 +44,9 @@ class TokenLayout:
         else:
             grid = tuple(int(n) for n in self.grid)
             if len(grid) != 3 or min(grid) < 1:
-                raise ValueError(f"grid is {self.grid!r}; it must be three positive counts (t, h, w), or None for pooled")
+                raise ValueError(
+                    f"grid is {self.grid!r}; it must be three positive counts (t, h, w), or None for pooled"
+                )
             object.__setattr__(self, "grid", grid)
         if self.dim < 1:
             raise ValueError(f"dim is {self.dim}; a token must have at least one channel")
@@ -84,7 +86,7 @@ class TokenLayout:
         return torch.cartesian_prod(*axes).reshape(-1, 3).float()
 
     def keeping(self, special: Sequence[str]) -> TokenLayout:
-        """This layout with only some of its special tokens; a pooled layout keeps its own. Raises ValueError on others."""
+        """This layout with only some of its special tokens; a pooled one keeps its own. Raises ValueError on others."""
         if self.grid is None:
             return self
         unknown = [name for name in special if name not in self.special]

@@ -23,7 +23,8 @@ def learner(family: str, name: str, *, steps: int = 6) -> Learner:
     options = {"width": 16, "latents": 4, "heads": 2, "blocks": 1} if family == "perceiver" else {}
     converter = create_converter(family, student=STUDENT, targets=TARGETS, options=options, seed=1)
     objective = Objective(converter, weights={"mse": 1.0, "cosine": 0.5, "gram": 0.1})
-    return Learner(name, Engine(objective, device=torch.device("cpu"), steps=steps, micro_batch=2, accumulation=2))
+    engine = Engine(objective, device=torch.device("cpu"), steps=steps, micro_batch=2, accumulation=2)
+    return Learner(name, engine, sampled_positions(TARGETS, count=7, seed=3))
 
 
 def batches(start: int = 0, *, spoil: int | None = None) -> Iterator[dict]:
@@ -48,7 +49,6 @@ def loop(learners: list[Learner], *, stop_at: int | None = None, spoil: int | No
             start=0,
             steps=6,
             accumulation=2,
-            positions=sampled_positions(TARGETS, count=7, seed=3),
             ranks=Ranks.join({}),
             report=lambda step, losses: seen["reports"].update({step: losses}),
             save=seen["saved"].append,

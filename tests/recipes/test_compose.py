@@ -130,8 +130,10 @@ def test_values_of_every_kind() -> None:
     ]
     recipe = load_recipe(["recipe=perceiver_videomae", *words])
     assert (recipe.train.lr, recipe.train.queries, recipe.train.betas) == (0.01, None, [0.8, 0.9])
-    assert recipe.converter.options["direct"] is True and recipe.engine.zero == 1
-    assert recipe.converter.options == {"width": 64, "heads": 4} and recipe.targets["videomae"].special == ["cls"]
+    assert recipe.engine.zero == 1
+    assert recipe.converter.options == {"width": 64, "heads": 4, "direct": True} and recipe.targets[
+        "videomae"
+    ].special == ["cls"]
     assert from_yaml(to_yaml(recipe)) == recipe
 
 
