@@ -65,8 +65,8 @@ def train(
 ) -> None:
     """Trains from step `start` to `steps`.
 
-    batches: this rank's micro-batches from step `start` on, `accumulation` for each step. report(step, losses): {learner:
-    {term: value}}, means over ranks and micro-batches. save(n), validate(n): called when n steps are done.
+    batches: this rank's micro-batches from step `start` on, `accumulation` for each step. report(step, losses):
+    {learner: {term: value}}, means over ranks and micro-batches. save(n), validate(n): called when n steps are done.
     Raises NotFinite before the optimizer would step on such a loss, and Stopped once a requested stop is on disk.
     """
     progress = tqdm(total=steps, initial=start, desc="train", unit="step", disable=not ranks.main, dynamic_ncols=True)
