@@ -5,7 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from distill.oracles import FieldOracle
+from distill.oracles import (
+    TINY_STUDENT,
+    FieldOracle,
+    Fields,
+    NonlinearOracle,
+    RetrievalOracle,
+    RoutedOracle,
+)
 from teachers.layout import TokenLayout
 
 
@@ -40,3 +47,57 @@ def test_errors_name_the_value() -> None:
         FieldOracle(channels=65)
     with pytest.raises(ValueError, match="pooled"):
         FieldOracle(teacher=TokenLayout(grid=None, dim=48))
+
+
+def share_of_variance(student_estimate: torch.Tensor, teacher: torch.Tensor) -> float:
+    return float(1 - (student_estimate - teacher).square().sum() / teacher.square().sum())
+
+
+@pytest.mark.parametrize(("degrees", "noise", "expected"), [((2,), 0.3, 0.942), ((1, 2), 0.3, 0.956)])
+def test_nonlinear_optimum_is_the_known_one(degrees: tuple[int, ...], noise: float, expected: float) -> None:
+    oracle = NonlinearOracle(noise=noise, degrees=degrees)
+    assert oracle.bayes_r2() == pytest.approx(expected, abs=1e-3)
+
+
+def test_nonlinear_optimum_is_reached_by_the_conditional_mean() -> None:
+    """E[He2(g) | x] = (m^2 + v - 1) / sqrt 2 with the kriging mean m and variance v = 1 - r."""
+    oracle = NonlinearOracle(noise=0.6, degrees=(2,))
+    student, teacher = oracle.sample(200, torch.Generator().manual_seed(2))
+    mean, variance = oracle.kriging(student), 1 - oracle.reliability()[None, :, None]
+    best = ((mean.square() + variance - 1) / 2**0.5) @ oracle.reading.T.double()
+    assert share_of_variance(best, teacher.double()) == pytest.approx(oracle.bayes_r2(), abs=6e-3)
+
+
+def test_routed_optimum_is_the_known_one_and_the_displacement_is_there() -> None:
+    oracle = RoutedOracle()
+    assert oracle.bayes_r2() == pytest.approx(0.948, abs=0.012)
+    student, _ = oracle.sample(50, torch.Generator().manual_seed(1))
+    found = student @ oracle.spare_directions
+    assert torch.allclose(found, found[:, :1].expand_as(found), atol=1e-4)
+    assert float(found.std()) == pytest.approx(1, abs=0.1)
+    still = RoutedOracle(reach=(0.0, 0.0, 0.0))
+    assert still.bayes_r2() == pytest.approx(FieldOracle(noise=0.3).bayes_r2())
+    student, teacher = still.sample(100, torch.Generator().manual_seed(3))
+    best = still.kriging(student) @ still.reading.T.double()
+    assert share_of_variance(best, teacher.double()) == pytest.approx(still.bayes_r2(), abs=4e-3)
+
+
+def test_routed_fields_move_with_the_clip() -> None:
+    """At a displacement of one student cell the teacher sees the neighbour's field."""
+    oracle = RoutedOracle(TINY_STUDENT, TINY_STUDENT, noise=0.0)
+    shift = torch.tensor([[0.0, 0.0, 1 / 8]])
+    student, fields = Fields.sample(oracle, 1, torch.Generator().manual_seed(1), shifts=shift)
+    seen = (student @ oracle.mixing).unflatten(1, TINY_STUDENT.grid)
+    asked = fields.unflatten(1, TINY_STUDENT.grid)
+    assert torch.allclose(asked[..., :-1, :], seen[..., 1:, :], atol=1e-2)
+
+
+def test_retrieval_optimum_is_kriging_and_look_up() -> None:
+    oracle = RetrievalOracle()
+    student, teacher = oracle.sample(100, torch.Generator().manual_seed(5))
+    spare = student @ oracle.spare_directions
+    marker = spare[..., : oracle.keys].argmax(dim=1)
+    carried = spare[..., oracle.keys :].gather(1, marker[..., None].expand(-1, -1, oracle.width))
+    best = oracle.kriging(student) @ oracle.reading.T.double() + (carried[:, oracle.asks] @ oracle.values.T).double()
+    assert share_of_variance(best, teacher.double()) == pytest.approx(oracle.bayes_r2(), abs=4e-3)
+    assert share_of_variance(oracle.kriging(student) @ oracle.reading.T.double(), teacher.double()) < 0.6
