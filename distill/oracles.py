@@ -12,8 +12,8 @@ over the axes, so it is exact at full geometry too.
     nonlinear  y(q) = B h(g(q)), h a Hermite polynomial        R2 = mean r(q)^k; linear maps score 0 for k > 1
     routed     y(q) = B g(q + displacement of the clip)        R2 = mean r at displaced places: where to read depends
                on what stands, without noise, in the student's spare channels
-    retrieval  y(q) = B g(q) + V m_k(q)                        the value m_k stands at the one student token that carries
-               key k, anywhere in the clip: exact look-up on top of kriging
+    retrieval  y(q) = B g(q) + V m_k(q)                        the value m_k stands at the one student token that
+               carries key k, anywhere in the clip: exact look-up on top of kriging
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ class Fields:
         return smoother @ (student_tokens.double() @ self.mixing.double())
 
     def _roots(self, axis: int, shifts: Tensor | None) -> Tensor:
-        """Square roots of the covariance over the student's places of an axis followed by the teacher's: (1 or b, n, n)."""
+        """Square roots of the covariance over an axis' places, the student's and then the teacher's: (1 or b, n, n)."""
         own, other = axis_places(self.student, axis), axis_places(self.teacher, axis)
         moved = other[None] if shifts is None else other[None] + shifts[:, None].double()
         places = torch.cat([own.expand(len(moved), -1), moved], dim=1)
@@ -186,8 +186,8 @@ class RoutedOracle(Fields):
 
 @dataclass
 class RetrievalOracle(Fields):
-    """y(q) = B g(q) + V m_k(q): every clip has `keys` markers at random student tokens, each with its key (one of `keys`
-    spare channels) and a value (the `width` spare channels beside them); target place q asks for the key k(q)."""
+    """y(q) = B g(q) + V m_k(q): every clip has `keys` markers at random student tokens, each with its key (one of
+    `keys` spare channels) and a value (the `width` spare channels beside them); target place q asks for the key k(q)."""
 
     noise: float = 0.3
     keys: int = 8
