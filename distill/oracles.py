@@ -187,7 +187,7 @@ class RoutedOracle(Fields):
 @dataclass
 class RetrievalOracle(Fields):
     """y(q) = B g(q) + V m_k(q): every clip has `keys` markers at random student tokens, each with its key (one of
-    `keys` spare channels) and a value (the `width` spare channels beside them); target place q asks for the key k(q)."""
+    `keys` spare channels) and a value (the `width` spare channels beside them); place q asks for the key k(q)."""
 
     noise: float = 0.3
     keys: int = 8
