@@ -62,5 +62,10 @@ def model_card(summary: dict[str, Any], store: FeatureStore) -> dict[str, Any]:
         "origins": {name: store.columns[name].origin for name in names},
         "digests": summary["digests"],
         "metrics": summary["targets"],
-        "training": {"clips": summary["clips"], "floors": summary["floors"], "gain": summary["gain"]},
+        "training": {
+            "view": store.manifest.view,
+            "clips": summary["clips"],
+            "floors": summary["floors"],
+            "gain": summary["gain"],
+        },
     }
