@@ -30,6 +30,7 @@ __all__ = ["FAMILIES", "Converter", "create_converter", "list_converters", "load
 # name -> "module:factory(student, targets, *, options) -> branch"; "" has no branch.
 FAMILIES: dict[str, str] = {
     "perceiver": "converters.perceiver:perceiver",
+    "dsconv": "converters.dsconv:dsconv",
     "mlp": "converters.mlp:mlp",
     "linear": "",
     "constant": "",

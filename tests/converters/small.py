@@ -15,6 +15,7 @@ TARGETS = {
 }
 OPTIONS = {
     "perceiver": {"width": 16, "latents": 6, "heads": 2, "blocks": 1},
+    "dsconv": {"width": 16, "blocks": 2, "kernel": 3, "resample": "transposed"},
     "mlp": {"parameters": 3000},
 }
 
