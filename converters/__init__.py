@@ -31,6 +31,7 @@ __all__ = ["FAMILIES", "Converter", "create_converter", "list_converters", "load
 FAMILIES: dict[str, str] = {
     "perceiver": "converters.perceiver:perceiver",
     "dsconv": "converters.dsconv:dsconv",
+    "tokenlearner": "converters.tokenlearner:tokenlearner",
     "mlp": "converters.mlp:mlp",
     "linear": "",
     "constant": "",

@@ -1,7 +1,9 @@
 """Perceiver-IO: latents read the student's tokens, mix among themselves, and are read by one query per target token.
 
+Queries carry the global part to and from the latents; what lies near a query it reads on the student's own grid, mixed
+there with its neighbours, and what lies afar but stands out by a look-up (converters.decoder).
 Source: Jaegle et al., Perceiver IO (2021), sections 3.1-3.2; the report's design A.
-Axes: b clips, s student tokens, l latents, q target tokens (of all targets, one after the other), w width, h heads.
+Axes: b clips, s student tokens, l latents, q target tokens (of all targets, one after the other), w width.
 """
 
 from __future__ import annotations
@@ -9,11 +11,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from converters.branch import check_count, zero_linear
-from converters.resample import Queries, fourier, grid_bands, num_fourier, trilinear
+from converters.attention import Attention, Block, mlp
+from converters.branch import check_count
+from converters.decoder import Decoder, GridMix, Places, evenly
+from converters.resample import Queries
 from teachers.layout import TokenLayout
 
 # The trunk narrows as targets (and special tokens, which have a skip of their own) claim the 5 M parameters: maps ->
@@ -28,35 +31,51 @@ def perceiver(
     targets: dict[str, TokenLayout],
     *,
     width: int | None = None,
-    latents: int = 256,
+    latents: int = 192,
     heads: int | None = None,
-    blocks: int = 2,
-    direct: bool = False,
+    blocks: int = 1,
+    samples: int | None = None,
+    lookup: int = 64,
 ) -> Perceiver:
     """width: of the trunk. Default: 320 for one target down to 128, by the number of linear maps that the skips hold,
         so that 1024 -> 768 stays within 5 M parameters for up to four maps; never above the student's own width.
     latents: how many. heads: default one per 64 channels. blocks: of self-attention among the latents.
-    direct: let queries attend to the student's tokens beside the latents (dearer; reads single tokens from afar).
+    samples: places that a query reads beside its own, each a part of the channels; default 8, or one per head.
+    lookup: finders of the look-up by content over all student tokens; 0: none.
     """
     if width is None:
-        maps = sum((layout.grid is not None) + len(layout.special) for layout in targets.values())
-        width = min(WIDTHS.get(maps, NARROWEST), -(-student.dim // 32) * 32)
-    check_count("width", width, MAX_WIDTH)
+        width = default_width(student, targets)
+    heads, samples = check_width(width, heads, samples)
     check_count("latents", latents, MAX_LATENTS)
     check_count("blocks", blocks, MAX_BLOCKS)
+    if lookup != 0 or isinstance(lookup, bool):
+        check_count("lookup", lookup, MAX_LATENTS)
+    return Perceiver(
+        student, targets, width=width, latents=latents, heads=heads, blocks=blocks, samples=samples, lookup=lookup
+    )
+
+
+def default_width(student: TokenLayout, targets: dict[str, TokenLayout]) -> int:
+    """320 for one target down to 128, by the number of linear maps that the skips hold."""
+    maps = sum((layout.grid is not None) + len(layout.special) for layout in targets.values())
+    return min(WIDTHS.get(maps, NARROWEST), -(-student.dim // 32) * 32)
+
+
+def check_width(width: int, heads: int | None, samples: int | None) -> tuple[int, int]:
+    """(heads, samples), by default one head per 64 channels and 8 samples. Raises ValueError unless both divide."""
+    check_count("width", width, MAX_WIDTH)
     if heads is None:
         heads = next(count for count in range(max(width // 64, 1), 0, -1) if width % count == 0)
-    if width % check_count("heads", heads, MAX_WIDTH):
-        raise ValueError(f"width is {width} and heads is {heads}; the width must be a multiple of the heads")
-    if not isinstance(direct, bool):
-        raise ValueError(f"direct is {direct!r}; it must be true or false")
-    return Perceiver(student, targets, width=width, latents=latents, heads=heads, blocks=blocks, direct=direct)
+    if samples is None:
+        samples = 8 if width % 8 == 0 else heads
+    for name, count in (("heads", heads), ("samples", samples)):
+        if width % check_count(name, count, MAX_WIDTH):
+            raise ValueError(f"width is {width} and {name} is {count}; the width must be a multiple of the {name}")
+    return heads, samples
 
 
 class Perceiver(nn.Module):
-    """Cost at full geometry (2048 x 1024 -> 1568 x 768, width 320): 3.6 GMAC a clip."""
-
-    features: Tensor
+    """Cost at full geometry (2048 x 1024 -> 1568 x 768, width 320): 3.6 GMAC."""
 
     def __init__(
         self,
@@ -67,136 +86,43 @@ class Perceiver(nn.Module):
         latents: int,
         heads: int,
         blocks: int,
-        direct: bool,
+        samples: int,
+        lookup: int,
     ) -> None:
         super().__init__()
         assert student.grid is not None
-        self.student, self.width, self.heads, self.direct = student, width, heads, direct
-        grids = {name: grid_bands(layout.grid) for name, layout in targets.items() if layout.grid}
-        t, h, w = (max(bands) for bands in zip(grid_bands(student.grid), *grids.values(), strict=True))
-        self.bands, self.caps = (t, h, w), grids
-        own = fourier(student.centres(), self.bands, grid_bands(student.grid))
-        self.register_buffer("features", own, persistent=False)
-
+        self._options = {
+            "width": width,
+            "latents": latents,
+            "heads": heads,
+            "blocks": blocks,
+            "samples": samples,
+            "lookup": lookup,
+        }
         self.project = nn.Linear(student.dim, width)
-        self.place = nn.Linear(num_fourier(self.bands), width, bias=False)
-        self.student_special = nn.Parameter(torch.randn(len(student.special), width)) if student.special else None
-        energy = sum(1 / band for cap in grid_bands(student.grid) for band in range(1, cap + 1))
-        nn.init.normal_(self.place.weight, std=energy**-0.5)  # codes of variance 1, like the content beside them
+        self.neighbours = nn.Sequential(GridMix(student.grid, width), GridMix(student.grid, width))
+        self.places = Places(student, targets, width)
         self.latents = nn.Parameter(self._first_latents(latents))
         self.read = Attention(width, heads)
         self.digest = mlp(width)
         self.mix = nn.ModuleList([Block(width, heads) for _ in range(blocks)])
-        # Row 0 belongs to the target, the others to its special tokens.
-        self.kinds = nn.ParameterDict(
-            {name: torch.randn(1 + len(layout.special), width) * 0.1 for name, layout in targets.items()}
-        )
-        self.answer = Attention(width, heads)
-        self.refine = mlp(width)
-        self.norm = nn.LayerNorm(width)
-        self.outputs = nn.ModuleDict({name: zero_linear(width, layout.dim) for name, layout in targets.items()})
+        self.decoder = Decoder(student, targets, width=width, heads=heads, samples=samples, lookup=lookup)
 
     @torch.no_grad()
     def _first_latents(self, count: int) -> Tensor:
-        """Latents start as the codes of places spread evenly over the view (additive recurrence), with some noise."""
-        steps = torch.tensor([0.8191725, 0.6710436, 0.5497005])  # powers of 1 / 1.2207, the root of x^4 = x + 1
-        places = (0.5 + torch.arange(1, count + 1)[:, None] * steps) % 1
-        codes = self.place(fourier(places, self.bands))
+        """Latents start as the codes of places spread evenly over the view, with some noise."""
+        codes = self.places.code(self.places.fourier(evenly(count)))
         return codes + 0.1 * torch.randn_like(codes)
 
     def options(self) -> dict[str, Any]:
-        return {
-            "width": self.width,
-            "latents": self.latents.shape[0],
-            "heads": self.heads,
-            "blocks": len(self.mix),
-            "direct": self.direct,
-        }
+        return dict(self._options)
 
     def forward(self, x: Tensor, queries: dict[str, Queries]) -> dict[str, Tensor]:
-        tokens = self.project(x)  # (b s w)
-        placed = tokens + self._places().to(tokens.dtype)
+        single = self.project(x)  # (b s w)
+        tokens = self.neighbours(single)
         latents = self.latents.to(tokens.dtype)[None]  # their queries are projected once, not per clip
-        latents = latents + self.read(latents, placed)  # (b l w)
+        latents = latents + self.read(latents, tokens + self.places.student().to(tokens.dtype))  # (b l w)
         latents = latents + self.digest(latents)
         for block in self.mix:
             latents = block(latents)
-        memory = torch.cat([latents, placed], dim=1) if self.direct else latents
-        asked = torch.cat([self._ask(tokens, name, which) for name, which in queries.items()], dim=1)  # (b q w)
-        asked = asked + self.answer(asked, memory)
-        asked = self.norm(asked + self.refine(asked))
-        parts = asked.split([len(which) for which in queries.values()], dim=1)
-        return {name: self.outputs[name](part) for name, part in zip(queries, parts, strict=True)}
-
-    def _places(self) -> Tensor:
-        """Codes of the student's tokens by place, or by name for special ones: (s, w)."""
-        codes = self.place(self.features)
-        return codes if self.student_special is None else torch.cat([codes, self.student_special.to(codes.dtype)])
-
-    def _ask(self, tokens: Tensor, name: str, which: Queries) -> Tensor:
-        """Queries of one target: its embedding + place or special embedding + local content, (b q w)."""
-        assert self.student.grid is not None
-        on_grid = tokens[:, : self.student.num_grid_tokens]
-        kind = self.kinds[name].to(tokens.dtype)
-        parts = []
-        if len(which.coords):
-            code = self.place(fourier(which.coords, self.bands, self.caps[name])) + kind[0]
-            parts.append(trilinear(on_grid, self.student.grid, self.student.extent, which.coords) + code)
-        if len(which.special):
-            parts.append(on_grid.mean(dim=1, keepdim=True) + kind[0] + kind[1 + which.special])
-        return torch.cat(parts, dim=1)
-
-
-class Attention(nn.Module):
-    """Pre-norm multi-head cross-attention of `asking` (b or 1, q, w) over `memory` (b m w); returns (b q w).
-
-    Query and key maps start equal and orthogonal, so that at the start like attends to like: places to their
-    neighbours. With independent maps all logits start near zero, attention is uniform, and every latent is the same
-    mean token.
-    """
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.norm, self.memory_norm = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.query, self.keys_values = nn.Linear(width, width), nn.Linear(width, 2 * width)
-        self.out = nn.Linear(width, width)
-        nn.init.orthogonal_(self.query.weight)
-        with torch.no_grad():
-            self.keys_values.weight[:width].copy_(self.query.weight)
-
-    def forward(self, asking: Tensor, memory: Tensor) -> Tensor:
-        b = memory.shape[0]
-        q = self.query(self.norm(asking)).expand(b, -1, -1)
-        k, v = self.keys_values(self.memory_norm(memory)).chunk(2, dim=-1)
-        q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (q, k, v))
-        return self.out(attend(q, k, v).transpose(1, 2).flatten(2))
-
-
-class Block(nn.Module):
-    """Pre-norm self-attention and perceptron."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.attention, self.mlp = Attention(width, heads), mlp(width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.attention(x, x)
-        return x + self.mlp(x)
-
-
-def mlp(width: int) -> nn.Sequential:
-    return nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
-
-
-def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(q k' / sqrt(c)) v for (b h q c), (b h m c), (b h m c).
-
-    In bf16 on a CPU two matrix products by hand are 1.6-1.9x faster than the fused path; in fp32 the fused path is
-    1.2-1.8x faster than by hand (256 x 2048 and 1568 x 256, five heads of 64, with backward).
-    """
-    if q.device.type == "cpu" and q.dtype == torch.bfloat16:
-        with torch.autocast("cpu", enabled=False):  # which would widen the logits for the softmax
-            logits = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
-            return logits.softmax(dim=-1) @ v
-    return F.scaled_dot_product_attention(q, k, v)
+        return self.decoder(tokens, latents, self.places, queries, looked=single)

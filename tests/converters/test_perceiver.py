@@ -1,24 +1,13 @@
-"""The perceiver: attention against a plain reference, places never trained on, and learning what no skip can."""
+"""The perceiver: places never trained on, and learning what no skip can."""
 
 from __future__ import annotations
 
-import pytest
 import torch
 from small import STUDENT, draw, stir, tiny
 
 from converters import create_converter
-from converters.perceiver import attend
 from converters.resample import Queries, trilinear
 from teachers.layout import TokenLayout
-
-
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 3e-2)])
-def test_attention_equals_a_float64_reference(dtype, tolerance):
-    q, k, v = draw(2, 3, 7, 8), draw(2, 3, 9, 8, seed=1), draw(2, 3, 9, 8, seed=2)
-    weights = (torch.einsum("bhqc,bhmc->bhqm", q.double(), k.double()) / 8**0.5).softmax(dim=-1)
-    answer = attend(q.to(dtype), k.to(dtype), v.to(dtype))
-    assert answer.dtype == dtype
-    torch.testing.assert_close(answer.double(), weights @ v.double(), atol=tolerance, rtol=tolerance)
 
 
 def test_latents_start_apart_and_attention_is_not_uniform():
@@ -26,7 +15,7 @@ def test_latents_start_apart_and_attention_is_not_uniform():
     branch = create_converter(
         "perceiver", student=student, targets={"y": TokenLayout((8, 14, 14), 8)}, options={"width": 128}
     ).branch
-    placed = branch.project(draw(1, *student.shape)) + branch._places()
+    placed = branch.project(draw(1, *student.shape)) + branch.places.student()
     read, latents = branch.read, branch.latents[None]
     q = read.query(read.norm(latents)).unflatten(-1, (2, 64)).transpose(1, 2)
     k = read.keys_values(read.memory_norm(placed)).chunk(2, dim=-1)[0].unflatten(-1, (2, 64)).transpose(1, 2)
@@ -78,7 +67,7 @@ def test_answers_between_trained_positions_are_the_smooth_interpolation():
 def test_a_converter_at_14_answers_smoothly_at_28(tokens):
     """Untrained output weights at random: neighbours at half a cell differ less than neighbours at a cell."""
     converter = create_converter("perceiver", student=STUDENT, targets={"y": TokenLayout((2, 14, 14), 4)}, skip="none")
-    torch.nn.init.normal_(converter.branch.outputs["y"].weight)
+    torch.nn.init.normal_(converter.branch.decoder.outputs["y"].weight)
     with torch.no_grad():
         coarse = converter(tokens)["y"].unflatten(1, (2, 14, 14))
         fine = converter(tokens, layouts={"y": TokenLayout((2, 28, 28), 4)})["y"].unflatten(1, (2, 28, 28))
@@ -86,12 +75,22 @@ def test_a_converter_at_14_answers_smoothly_at_28(tokens):
         assert fine.diff(dim=axis).square().mean() < 0.5 * coarse.diff(dim=axis).square().mean()
 
 
-def test_direct_queries_reach_single_student_tokens(tokens):
-    """With `direct`, one token's change is seen by a query beyond what few latents let through."""
+def test_the_look_up_reads_single_student_tokens(tokens):
+    """A token far from a query reaches it through the look-up, beyond what one latent lets through."""
     options = {"width": 16, "latents": 1, "heads": 2, "blocks": 1}
-    plain, direct = (stir(tiny("perceiver", options=options | {"direct": on})) for on in (False, True))
-    direct.load_state_dict(plain.state_dict())
-    assert not torch.allclose(plain(tokens)["videomae"], direct(tokens)["videomae"])
+    without, plain = (stir(tiny("perceiver", options=options | {"lookup": count})) for count in (0, 8))
+    assert without.branch.decoder.lookup is None
+    missing = plain.load_state_dict(without.state_dict(), strict=False).missing_keys
+    assert missing and all("lookup" in name for name in missing)
+    assert not torch.allclose(plain(tokens)["videomae"], without(tokens)["videomae"])
+
+
+def test_queries_sample_where_the_clip_says(tokens):
+    converter = stir(tiny("perceiver", skip="none"))
+    before = converter(tokens)["videomae"]
+    with torch.no_grad():
+        converter.branch.decoder.where.bias.add_(0.5)
+    assert (converter(tokens)["videomae"] - before).abs().max() > 1e-3
 
 
 def test_special_tokens_of_the_student_are_read():
@@ -116,14 +115,14 @@ def test_special_tokens_of_a_target_are_told_apart(tokens):
     answer = converter(tokens, standardised=True)["y"]
     assert (answer[:, 0] - answer[:, 1]).abs().max() > 1e-3
     answer.sum().backward()
-    assert (converter.branch.kinds["y"].grad != 0).any(dim=1).tolist() == [True, True, True]
+    assert (converter.branch.decoder.kinds["y"].grad != 0).any(dim=1).tolist() == [True, True, True]
 
 
 def test_a_coarse_target_never_sees_the_bands_of_a_fine_one(tokens):
     targets = {"coarse": TokenLayout((2, 3, 3), 5), "fine": TokenLayout((2, 9, 9), 5)}
     converter = stir(tiny("perceiver", skip="none", targets=targets))
     before = converter(tokens)
-    weight = converter.branch.place.weight
+    weight = converter.branch.places.code.weight
     assert weight.shape[1] == 2 * (1 + 8 + 8)
     weight.data[:, [2 + 7, 2 + 15, 18 + 7, 18 + 15]] += 1  # the highest band of y and x: above the student's too
     after = converter(tokens)
