@@ -29,6 +29,7 @@ __all__ = ["FAMILIES", "Converter", "create_converter", "list_converters", "load
 
 # name -> "module:factory(student, targets, *, options) -> branch"; "" has no branch.
 FAMILIES: dict[str, str] = {
+    "mamba": "converters.mamba:mamba",
     "perceiver": "converters.perceiver:perceiver",
     "dsconv": "converters.dsconv:dsconv",
     "tokenlearner": "converters.tokenlearner:tokenlearner",

@@ -16,6 +16,7 @@ TARGETS = {
 OPTIONS = {
     "perceiver": {"width": 16, "latents": 6, "heads": 2, "blocks": 1},
     "dsconv": {"width": 16, "blocks": 2, "kernel": 3, "resample": "transposed"},
+    "mamba": {"width": 16, "blocks": 2, "states": 4, "samples": 4},
     "tokenlearner": {"width": 16, "tokens": 4, "heads": 2, "samples": 4},
     "mlp": {"parameters": 3000},
 }

@@ -1,0 +1,250 @@
+"""Mamba: state-space blocks read the student's tokens both ways in two orders; their grid is resampled and refined.
+
+Sources: Gu and Dao, Mamba (2023); Dao and Gu, Transformers are SSMs (Mamba-2, 2024); the report's design C.
+Axes: b clips, s student tokens, g paths, q target tokens, w width, d inner width.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from converters.attention import Attention, mlp
+from converters.branch import check_count, zero_linear
+from converters.decoder import Places, evenly, sample
+from converters.mixers import MIXERS, largest_divisor
+from converters.resample import Queries, trilinear
+from teachers.layout import TokenLayout
+
+# The trunk narrows as the skips' linear maps (one per grid and per special token) claim the 5 M parameters.
+WIDTHS = {1: 320, 2: 256, 3: 192, 4: 160}
+NARROWEST = 128
+MAX_WIDTH, MAX_STATES, MAX_BLOCKS, MAX_EXPAND = 4096, 256, 64, 8
+ORDERS = ("alternate", "parallel")
+LOCALS = ("grid", "causal")
+DECODES = ("resample", "queries")
+TAPS = 4  # of the short causal convolution
+
+
+def mamba(
+    student: TokenLayout,
+    targets: dict[str, TokenLayout],
+    *,
+    width: int | None = None,
+    blocks: int = 2,
+    expand: int = 1,
+    states: int = 16,
+    mixer: str = "ssd",
+    local: str = "grid",
+    orders: str = "alternate",
+    decode: str = "resample",
+    samples: int = 8,
+) -> Mamba:
+    """width: of the trunk. Default: 320 for one target down to 128, by the number of linear maps that the skips hold.
+    blocks: how many. expand: inner width of a block, in widths. states: per channel (pairs of them for s4d: half).
+    mixer: ssd, selective, s4d or hyena. orders: "alternate" reads t-h-w and h-w-t in turn, block by block, half of the
+    channels forwards and half backwards; "parallel" reads both orders in every block, a quarter of the channels each.
+    decode: "resample" interpolates the trunk's grid; "queries" lets target places attend to it on top.
+    samples: how many places near its own a target place reads, each a part of the width, at offsets that follow from
+    what it holds (after Zhu et al., Deformable DETR, 2021): a scan cannot move content sideways; 0: none.
+    """
+    if width is None:
+        maps = sum((layout.grid is not None) + len(layout.special) for layout in targets.values())
+        width = min(WIDTHS.get(maps, NARROWEST), -(-student.dim // 32) * 32)
+    check_count("width", width, MAX_WIDTH)
+    check_count("blocks", blocks, MAX_BLOCKS)
+    check_count("expand", expand, MAX_EXPAND)
+    check_count("states", states, MAX_STATES)
+    choices = {
+        "mixer": (mixer, MIXERS),
+        "local": (local, LOCALS),
+        "orders": (orders, ORDERS),
+        "decode": (decode, DECODES),
+    }
+    for name, (value, valid) in choices.items():
+        if not isinstance(value, str) or value not in valid:
+            raise ValueError(f"{name} is {value!r}; valid: {', '.join(valid)}")
+    paths = 4 if orders == "parallel" else 2
+    if width * expand % paths:
+        raise ValueError(f"width is {width} and expand is {expand}; their product must be a multiple of {paths} paths")
+    if samples != 0 or isinstance(samples, bool):
+        check_count("samples", samples, MAX_WIDTH)
+        if width % samples:
+            raise ValueError(f"width is {width} and samples is {samples}; each sample reads an equal part of the width")
+    settings = {"blocks": blocks, "expand": expand, "states": states, "mixer": mixer, "local": local, "orders": orders}
+    return Mamba(student, targets, width=width, decode=decode, samples=samples, settings=settings)
+
+
+class Mamba(nn.Module):
+    """Cost at full geometry (2048 x 1024 -> 1568 x 768, width 320), with its skip: 4.6 GMAC a clip, 6.1 for 3136 places;
+    with decode=queries 7.4 and 11.3."""
+
+    def __init__(
+        self,
+        student: TokenLayout,
+        targets: dict[str, TokenLayout],
+        *,
+        width: int,
+        decode: str,
+        samples: int,
+        settings: dict[str, Any],
+    ) -> None:
+        super().__init__()
+        assert student.grid is not None
+        self.student, self.width, self.settings = student, width, settings
+        self.project = nn.Linear(student.dim, width)
+        self.places = Places(student, targets, width)
+        self.register = nn.Linear(width, width) if student.special else None
+        orders = scan_orders(student.grid)
+        if settings["orders"] == "alternate":
+            chosen = [orders[at % 2 : at % 2 + 1] for at in range(settings["blocks"])]
+        else:
+            chosen = [orders] * settings["blocks"]
+        self.blocks = nn.ModuleList(
+            Block(
+                width,
+                grid=student.grid,
+                orders=part,
+                inner=width * settings["expand"],
+                states=settings["states"],
+                mixer=settings["mixer"],
+                local=settings["local"],
+                features=self.places.features.shape[1],
+            )
+            for part in chosen
+        )
+        # Row 0 belongs to the target, the others to its special tokens.
+        self.kinds = nn.ParameterDict(
+            {name: torch.randn(1 + len(layout.special), width) * 0.1 for name, layout in targets.items()}
+        )
+        heads = largest_divisor(width, max(width // 64, 1))
+        has_grid = any(layout.grid for layout in targets.values())
+        self.pool = Attention(width, heads) if any(layout.special for layout in targets.values()) else None
+        self.attend = Attention(width, heads) if decode == "queries" and has_grid else None
+        self.decode, self.samples = decode, samples
+        self.where = zero_linear(width, 3 * samples) if samples and has_grid else None
+        if self.where is not None:
+            with torch.no_grad():
+                self.where.bias.copy_((2 * evenly(samples) - 1).flatten())
+        self.refine = mlp(width)
+        self.norm = nn.LayerNorm(width)
+        self.outputs = nn.ModuleDict({name: zero_linear(width, layout.dim) for name, layout in targets.items()})
+
+    def options(self) -> dict[str, Any]:
+        return {"width": self.width, **self.settings, "decode": self.decode, "samples": self.samples}
+
+    def forward(self, x: Tensor, queries: dict[str, Queries]) -> dict[str, Tensor]:
+        trunk = self._trunk(x)
+        asked = torch.cat([self._ask(trunk, name, which) for name, which in queries.items()], dim=1)  # (b q w)
+        asked = self.norm(asked + self.refine(asked))
+        parts = asked.split([len(which) for which in queries.values()], dim=1)
+        return {name: self.outputs[name](part) for name, part in zip(queries, parts, strict=True)}
+
+    def _trunk(self, x: Tensor) -> Tensor:
+        """Student tokens (b s d) -> mixed tokens of its grid (b s w); special tokens reach all through their mean."""
+        tokens = self.project(x)
+        tokens = tokens + self.places.student().to(tokens.dtype)
+        trunk = tokens[:, : self.student.num_grid_tokens]
+        if self.register is not None:
+            special = tokens[:, self.student.num_grid_tokens :]
+            trunk = trunk + self.register(special.mean(dim=1, keepdim=True))
+        for block in self.blocks:
+            trunk = trunk + block(trunk, self.places.features)
+        return trunk
+
+    def _ask(self, trunk: Tensor, name: str, which: Queries) -> Tensor:
+        """What the places and special tokens of one target read, (b q w)."""
+        assert self.student.grid is not None
+        kind = self.kinds[name].to(trunk.dtype)
+        parts = []
+        if len(which.coords):
+            code = self.places(which.coords, name).to(trunk.dtype) + kind[0]
+            asked = trilinear(trunk, self.student.grid, self.student.extent, which.coords) + code
+            if self.where is not None:
+                offsets = self.where(F.layer_norm(asked, asked.shape[-1:])).float().unflatten(-1, (self.samples, 3))
+                asked = asked + sample(trunk, self.student.grid, self._cells(which.coords)[:, None] + offsets)
+            if self.attend is not None:
+                asked = asked + self.attend(asked, trunk)
+            parts.append(asked)
+        if len(which.special):
+            assert self.pool is not None
+            asked = trunk.mean(dim=1, keepdim=True) + kind[0] + kind[1 + which.special]
+            parts.append(asked + self.pool(asked, trunk))
+        return torch.cat(parts, dim=1)
+
+    def _cells(self, coords: Tensor) -> Tensor:
+        """Places (g, 3) in cells of the student's grid, 0 at the first centre."""
+        assert self.student.grid is not None
+        low, high = torch.tensor(self.student.extent, device=coords.device).T
+        return (coords - low) / (high - low) * torch.tensor(self.student.grid, device=coords.device) - 0.5
+
+
+class Block(nn.Module):
+    """Norm, project, scan along every path (each with its run of channels), gate, project back: (b s w) -> (b s w).
+
+    orders: one or two orders of the tokens; each is a path forwards and a path backwards. What a mixer is told beside
+    its values (which states to write and read, how long a step is) depends on the token and on its place: so a scan
+    can smooth over neighbours in all axes, though its sequence has but one.
+    """
+
+    walks: Tensor
+    returns: Tensor
+
+    def __init__(
+        self,
+        width: int,
+        *,
+        grid: tuple[int, int, int],
+        orders: list[Tensor],
+        inner: int,
+        states: int,
+        mixer: str,
+        local: str,
+        features: int,
+    ) -> None:
+        super().__init__()
+        walks = torch.stack([walk for order in orders for walk in (order, order.flip(0))])  # (g s)
+        self.register_buffer("walks", walks, persistent=False)
+        self.register_buffer("returns", walks.argsort(dim=1), persistent=False)
+        paths = len(walks)
+        self.mixer = MIXERS[mixer](inner, paths=paths, states=states, length=walks.shape[1])
+        told = paths * self.mixer.controls
+        self.sizes = [inner, inner, told]
+        self.norm = nn.LayerNorm(width)
+        self.spread = nn.Linear(width, sum(self.sizes))
+        self.where = nn.Linear(features, 2 * told, bias=False) if told else None
+        self.grid, self.local = grid, local
+        if local == "grid":
+            self.taps: nn.Module = nn.Conv3d(inner, inner, 3, groups=inner, padding=1)
+        else:
+            self.taps = nn.Conv1d(inner, inner, TAPS, groups=inner, padding=TAPS - 1)
+        self.mixed = nn.LayerNorm(inner)
+        self.out = nn.Linear(inner, width)
+
+    def forward(self, x: Tensor, features: Tensor) -> Tensor:
+        gate, values, controls = self.spread(self.norm(x)).split(self.sizes, dim=-1)
+        if self.where is not None:
+            scale, shift = self.where(features).to(controls.dtype).chunk(2, dim=-1)
+            controls = controls * (1 + scale) + shift
+        if self.local == "grid":
+            values = self.taps(values.transpose(1, 2).unflatten(2, self.grid)).flatten(2).transpose(1, 2)
+        values, controls = self._along(values, self.walks), self._along(controls, self.walks)
+        if self.local == "causal":
+            values = self.taps(values.transpose(1, 2))[..., : x.shape[1]].transpose(1, 2)
+        mixed = self.mixer(F.silu(values), controls.unflatten(-1, (len(self.walks), -1)))
+        mixed = self._along(mixed, self.returns)
+        return self.out(self.mixed(mixed * F.silu(gate)))
+
+    def _along(self, x: Tensor, index: Tensor) -> Tensor:
+        """Every path's run of channels in its own order: (b s (g c)), (g s) -> (b s (g c))."""
+        runs = x.chunk(len(index), dim=-1)
+        return torch.cat([run.index_select(1, order) for run, order in zip(runs, index, strict=True)], dim=-1)
+
+
+def scan_orders(grid: tuple[int, int, int]) -> list[Tensor]:
+    """Two orders of the tokens of a (t h w) grid, each (s,) long: t-h-w, as they come, and h-w-t."""
+    index = torch.arange(grid[0] * grid[1] * grid[2])
+    return [index, index.reshape(grid).permute(1, 2, 0).flatten()]
