@@ -84,7 +84,7 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=2048)
     parser.add_argument("--width", type=int, default=512)
     parser.add_argument("--states", type=int, default=16)
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--mambapy", default="", help="folder that holds the package mambapy")
     arguments = parser.parse_args()
     l, d, n, heads = arguments.length, arguments.width, arguments.states, arguments.width // 64
@@ -100,7 +100,7 @@ def main() -> None:
     other = mambapy_scan(arguments.mambapy)
     if other is None:
         print("mambapy is not there: its time and the ratios are left out (see --help)")
-    reference = best(trained(other, x, steps, a, b, c), 3) if other else float("nan")
+    reference = best(trained(other, x, steps, a, b, c), 5) if other else float("nan")
     print(f"{'scan':12} {'ms':>8} {'of mambapy':>11}", flush=True)
     print(f"{'mambapy':12} {reference:8.1f} {1.0:11.4f}", flush=True)
     for name, task in tasks.items():
