@@ -70,18 +70,17 @@ class Perceiver(nn.Module):
         direct: bool,
     ) -> None:
         super().__init__()
-        assert student.grid is not None
         self.student, self.width, self.heads, self.direct = student, width, heads, direct
-        grids = {name: grid_bands(layout.grid) for name, layout in targets.items() if layout.grid}
-        t, h, w = (max(bands) for bands in zip(grid_bands(student.grid), *grids.values(), strict=True))
+        grids = {name: grid_bands(layout) for name, layout in targets.items() if layout.grid}
+        own = grid_bands(student)
+        t, h, w = (max(bands) for bands in zip(own, *grids.values(), strict=True))
         self.bands, self.caps = (t, h, w), grids
-        own = fourier(student.centres(), self.bands, grid_bands(student.grid))
-        self.register_buffer("features", own, persistent=False)
+        self.register_buffer("features", fourier(student.centres(), self.bands, own), persistent=False)
 
         self.project = nn.Linear(student.dim, width)
         self.place = nn.Linear(num_fourier(self.bands), width, bias=False)
         self.student_special = nn.Parameter(torch.randn(len(student.special), width)) if student.special else None
-        energy = sum(1 / band for cap in grid_bands(student.grid) for band in range(1, cap + 1))
+        energy = sum(1 / band for cap in own for band in range(1, cap + 1))
         nn.init.normal_(self.place.weight, std=energy**-0.5)  # codes of variance 1, like the content beside them
         self.latents = nn.Parameter(self._first_latents(latents))
         self.read = Attention(width, heads)
