@@ -21,9 +21,10 @@ from shards.column import PIXELS, STUDENT
 from shards.decode import Refusal
 from shards.extraction import Views, extract
 from shards.manifest import Manifest, digest
+from shards.plan import check_clips, describe_clips
 from shards.ranks import Ranks
 from shards.store import FeatureStore
-from shards.videos import Clip, Found, data_digest, find_clips
+from shards.videos import Clip, Found, find_clips
 from shards.view import render_views, view_digest
 from teachers import create_backbone
 from teachers.backbone import Backbone
@@ -51,11 +52,23 @@ class Features:
         if not (self.path / "manifest.json").exists():
             return None
         manifest = Manifest.read(self.path)
+        self._check(manifest)
         for name, asked in self.columns.items():
             column = manifest.columns.get(name)
             if column is None or not column.complete or column.origin.get("asked") != digest(asked):
                 return None
         return manifest
+
+    def _check(self, manifest: Manifest) -> None:
+        """Raises ValueError where the store at this place is another one."""
+        wanted = self.recipe.store
+        check_clips(self.path, manifest, clips=self.found.clips, view=self.view, clips_per_shard=wanted.clips_per_shard)
+        for name in self.columns.keys() & manifest.columns.keys():
+            if manifest.columns[name].codec != wanted.codec:
+                raise ValueError(
+                    f"the store {self.path} has column {name} in codec {manifest.columns[name].codec}, not "
+                    f"{wanted.codec}; choose another store.path, or store.codec={manifest.columns[name].codec}"
+                )
 
     @cached_property
     def sources(self) -> dict[str, Backbone]:
@@ -156,7 +169,7 @@ def plan_features(recipe: Recipe, ranks: Ranks, *, say: Callable[[str], None] = 
         columns[name] = asked_of(spec, recipe) | shared
         if "pixels" in recipe.evaluate.floors:
             columns[PIXELS + name] = {"pixels_under": asked_of(spec, recipe), "student": columns[STUDENT]}
-    identity = [data_digest(found.clips), view_hash, columns[STUDENT], recipe.backbones.weights]
+    identity: list[Any] = [describe_clips(found.clips), view_hash, columns[STUDENT], recipe.backbones.weights]
     identity += [recipe.store.codec, recipe.store.clips_per_shard]
     path = Path(recipe.store.path) if recipe.store.path else Path("features") / digest(identity)[:16]
     train = sum(clip.split == "train" for clip in found.clips)

@@ -184,7 +184,7 @@ def test_one_render_serves_all_backbones(tmp_path: Path, tiny) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"view": {"clip_seconds": 3.0}}, "view digest: there .{12}, here"),
+        ({"view": {"clip_seconds": 3.0}}, "clip_seconds of the view: there 2.0, here 3.0"),
         ({"codec": "fp16"}, "codec of student: there int8, here fp16"),
         ({"clips_per_shard": 5}, "clips_per_shard: there 4, here 5"),
         ({"revision": "b"}, "revision of student: there None, here b"),
