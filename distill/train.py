@@ -116,7 +116,8 @@ def stop_if_not_finite(
         if broken:
             keys = [key for batch in micro_batches for key in batch["keys"]]  # type: ignore[attr-defined]
             sick = sorted({key for batch in micro_batches for key in not_finite_clips(batch)})
-            blame = f"tokens of {', '.join(sick)} are not finite" if sick else f"clips of this rank: {', '.join(keys)}"
+            own = f"the tokens of this rank's clips ({', '.join(keys)}) are all finite"
+            blame = f"tokens of {', '.join(sick)} are not finite" if sick else own
             raise NotFinite(
                 f"step {step}: {learner.name}'s {', '.join(broken)} is not finite; {blame}. No weight was moved. "
                 "Audit the store, or lower train.lr"

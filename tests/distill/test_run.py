@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -36,6 +37,20 @@ def start(command: list[str], tmp_path: Path, *, launcher: list[str] | None = No
     line = [*(launcher or [sys.executable]), str(ROOT / "distill" / "run.py"), *command]
     with open(tmp_path / "output.txt", "a") as output:
         return subprocess.Popen(line, cwd=tmp_path, env=environment, stdout=output, stderr=subprocess.STDOUT)
+
+
+def start_ranks(
+    command: list[str], tmp_path: Path, *, port: int, script: Path = ROOT / "distill" / "run.py"
+) -> list[subprocess.Popen]:
+    """Two ranks without a launcher, which would end one when the other ends."""
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    processes = []
+    for rank in "01":
+        environment = {**os.environ, **shared, "RANK": rank, "LOCAL_RANK": rank, "PYTHONPATH": str(ROOT)}
+        with open(tmp_path / "output.txt", "a") as output:
+            line = [sys.executable, str(script), *command]
+            processes.append(subprocess.Popen(line, cwd=tmp_path, env=environment, stdout=output, stderr=output))
+    return processes
 
 
 def finish(process: subprocess.Popen, tmp_path: Path) -> int:
@@ -155,11 +170,85 @@ def test_stopped_and_killed_runs_resume_exactly(tiny: list[str], tmp_path: Path)
     assert results[0]["targets"] == results[1]["targets"]
 
 
-def test_resuming_under_other_settings_is_refused(tiny: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_finished_run_resumes_to_the_same_end(tiny: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     tiny = [*tiny, "evaluate.floors=[ridge]", "run.name=run"]
+    folder = Path(next(word.split("=", 1)[1] for word in tiny if word.startswith("run.dir"))) / "run"
     assert run.main(tiny) == 0
+    metrics, targets = (
+        (folder / "metrics.jsonl").read_text(),
+        json.loads((folder / "summary.json").read_text())["targets"],
+    )
+    assert run.main([*tiny, "train.resume=auto"]) == 0
+    assert (folder / "metrics.jsonl").read_text() == metrics
+    assert json.loads((folder / "summary.json").read_text())["targets"] == targets
+    recipe = (folder / "recipe.yaml").read_text()
+
+    capsys.readouterr()
     assert run.main([*tiny, "train.resume=auto", "train.lr=0.01"]) == 1
-    assert "train.lr was 0.001, now 0.01" in capsys.readouterr().err
+    captured = capsys.readouterr()
+    assert "train.lr was 0.001, now 0.01" in captured.err
+    assert "ridge" not in captured.err, "refused after work"
+    assert (folder / "recipe.yaml").read_text() == recipe, "a refused run must not rewrite what the run was"
+
+
+def test_resuming_on_other_clips_is_refused(
+    tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One video more gives other features and another order of samples, under a recipe that has not changed."""
+    root, videos = tmp_path / "videos", Path(next(w.split("=", 1)[1] for w in tiny if w.startswith("data.root")))
+    shutil.copytree(videos, root)
+    tiny = [word for word in tiny if not word.startswith("store.path")]
+    tiny = [*tiny, f"data.root={root}", f"store.path={tmp_path / 'store'}", "evaluate.floors=[ridge]", "run.name=run"]
+    assert run.main([*tiny, "train.steps=5"]) == 0
+    shutil.copy(videos / "left" / "00.mp4", root / "left" / "99.mp4")
+    shutil.rmtree(tmp_path / "store")
+    assert run.main([*tiny, "train.steps=5", "train.resume=auto"]) == 1
+    assert "features.data was " in capsys.readouterr().err
+
+
+def test_a_run_that_failed_before_its_first_step_leaves_its_name_free(tiny: list[str]) -> None:
+    tiny = [*tiny, "evaluate.floors=[ridge]", "run.name=run"]
+    assert run.main([*tiny, "converter.options.latents=0"]) == 1
+    assert run.main(tiny) == 0
+
+
+def test_sigterm_stops_both_ranks_after_the_same_step(tiny: list[str], tmp_path: Path) -> None:
+    """One rank is asked, both stop; then one rank goes on from there, with the samples of a run left alone."""
+    tiny = [*tiny, "train.steps=400", "evaluate.floors=[ridge]", "train.resume=auto"]
+    both = start_ranks([*tiny, "run.name=two"], tmp_path, port=29641)
+    wait_for_steps(tmp_path / "runs" / "two", 20, both[0])
+    both[1].send_signal(signal.SIGTERM)
+    assert [finish(process, tmp_path) for process in both] == [run.RESUMABLE] * 2
+    stopped = len(losses(tmp_path / "runs" / "two"))
+    assert 20 <= stopped < 400
+    assert "train.resume=auto run.name=two" in (tmp_path / "output.txt").read_text()
+    assert finish(start([*tiny, "run.name=two"], tmp_path), tmp_path) == 0
+    assert finish(start([*tiny, "run.name=one"], tmp_path), tmp_path) == 0
+    one, two = (losses(tmp_path / "runs" / name) for name in ("one", "two"))
+    assert list(one) == list(two)
+    assert list(one.values()) == pytest.approx(list(two.values()), rel=1e-2)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_what_goes_wrong_on_one_rank_ends_both(rank: int, tiny: list[str], tmp_path: Path) -> None:
+    """Within a minute, with the clip's name, and with an exit status that says so."""
+    spoil = (
+        "import os, sys; from shards.reader import BatchReader; load = BatchReader._load\n"
+        "def spoilt(self, task):\n"
+        "    batch = load(self, task)\n"
+        f"    if task[0] == 3 and self.rank == {rank}: batch['student'][0, 0, 0] = float('nan')\n"
+        "    return batch\n"
+        "BatchReader._load = spoilt\n"
+        "from distill import run; sys.exit(run.main(sys.argv[1:]))\n"
+    )
+    (tmp_path / "spoilt.py").write_text(spoil)
+    begun = time.monotonic()
+    both = start_ranks([*tiny, "evaluate.floors=[ridge]"], tmp_path, port=29651 + rank, script=tmp_path / "spoilt.py")
+    assert [process.wait(timeout=120) for process in both] == [1, 1]
+    assert time.monotonic() - begun < 60
+    text = (tmp_path / "output.txt").read_text()
+    assert text.count("step 3: converter's loss") == 2 and "Traceback" not in text
+    assert text.count("are not finite") == 1, "only the rank that has the clip may name it"
 
 
 @pytest.mark.parametrize(
