@@ -91,7 +91,7 @@ def read_config(path: str | Path) -> dict[str, Any]:
         raise ValueError(f"{file} has {file.stat().st_size} bytes; a bundle's config has at most {MAX_CONFIG_BYTES}")
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # ValueError: not JSON, not UTF-8, or a number of 5000 digits
         raise ValueError(f"{file} is not JSON ({error}); export the bundle again") from None
     if not isinstance(config, dict) or config.get("version") != VERSION:
         version = config.get("version") if isinstance(config, dict) else None

@@ -54,7 +54,7 @@ def perceiver(
 
 
 class Perceiver(nn.Module):
-    """Cost at full geometry (2048 x 1024 -> 1568 x 768, width 320): 3.6 GMAC a clip."""
+    """Cost at full geometry (2048 x 1024 -> 1568 x 768, width 320): 3.8 GMAC a clip, beside 1.2 of the skip."""
 
     features: Tensor
 

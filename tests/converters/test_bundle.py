@@ -151,7 +151,9 @@ def test_hostile_configs(case, bundle):
     assert str(bundle) in str(caught.value)
 
 
-@pytest.mark.parametrize("text", ["{", "[1, 2]", "\x00", '{"version": 1}', "[" * 100_000])
+@pytest.mark.parametrize(
+    "text", ["{", "[1, 2]", "\x00", '{"version": 1}', "[" * 100_000, '{"version": ' + "9" * 5000 + "}"]
+)
 def test_configs_that_are_none(text, bundle):
     (bundle / "config.json").write_text(text)
     with pytest.raises(ValueError, match=r"config.json"):
