@@ -42,8 +42,11 @@ KEPT_CLIPS = 64  # whose tokens are kept from the calibration; more are computed
 class Team(Protocol):
     """This process among the others."""
 
-    rank: int
-    world: int
+    @property
+    def rank(self) -> int: ...
+
+    @property
+    def world(self) -> int: ...
 
     def barrier(self) -> None: ...
 

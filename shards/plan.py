@@ -170,7 +170,7 @@ def _column_pairs(there: Manifest, wanted: Mapping[str, Column]) -> dict[str, tu
     return pairs
 
 
-def _refuse(root: Path, pairs: Mapping[str, tuple[Any, Any]], more: Callable[[], Sequence[str]] = lambda: ()) -> None:
+def _refuse(root: Path, pairs: Mapping[str, tuple[Any, Any]], more: Callable[[], Iterable[str]] = lambda: ()) -> None:
     """Raises ValueError with everything in which the store there was made otherwise."""
     differences = [f"{name}: there {old}, here {new}" for name, (old, new) in sorted(pairs.items()) if old != new]
     if differences:
