@@ -21,7 +21,7 @@ from shards.column import PIXELS, STUDENT
 from shards.decode import Refusal
 from shards.extraction import Views, extract
 from shards.manifest import Manifest, digest
-from shards.plan import check_clips, describe_clips
+from shards.plan import check_clips, check_place, describe_clips
 from shards.ranks import Ranks
 from shards.split import FEWEST, SPLITS
 from shards.store import FeatureStore
@@ -174,6 +174,7 @@ def plan_features(recipe: Recipe, ranks: Ranks, *, say: Callable[[str], None] = 
     identity: list[Any] = [describe_clips(found.clips), view_hash, columns[STUDENT], recipe.backbones.weights]
     identity += [recipe.store.codec, recipe.store.clips_per_shard]
     path = Path(recipe.store.path) if recipe.store.path else Path("features") / digest(identity)[:16]
+    check_place(path)
     if len({clip.group for clip in found.clips if clip.split == "train"}) < FEWEST["train"]:
         raise ValueError(
             f"train holds one group of the {len(found.clips)} clips, and ridge needs {FEWEST['train']} to hold against "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from shards.column import (
     padding,
     shard_name,
 )
-from shards.disk import StoreError, read_inside
+from shards.disk import TEMPORARY, StoreError, read_inside
 from shards.manifest import MANIFEST, Column, Manifest, Partition, digest
 from shards.store import FeatureStore
 from shards.tensorfile import Spec
@@ -113,6 +114,7 @@ def make_plan(
     clips_per_shard: int | None,
 ) -> Plan:
     """Compares what is wanted with what is there. Raises ValueError for each way in which they contradict."""
+    check_place(root)
     if not clips or not columns:
         raise ValueError(f"an extraction needs clips and columns, got {len(clips)} and {len(columns)}")
     by_key = {check_key(clip.key): clip for clip in clips}
@@ -138,6 +140,23 @@ def make_plan(
     for name in missing - {CLIPS}:
         merged[name] = wanted[name]
     return Plan(root, by_key, merged, partition, view, digests, labels, tuple(wanted), work, there)
+
+
+def check_place(root: Path) -> None:
+    """Raises OSError or ValueError where no store can be: in a file, among other things, without permission."""
+    above = root
+    while not os.path.lexists(above):
+        above = above.parent
+    if not above.is_dir():
+        raise NotADirectoryError(f"store.path={root}: {above} is not a folder; choose another store.path")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise PermissionError(f"store.path={root}: no permission to write in {above}; choose another store.path")
+    names = {path.name for path in root.iterdir()} if above == root else set()
+    if names - {MANIFEST + TEMPORARY} and MANIFEST not in names:  # a writer clears its folder of temporary files
+        few = ", ".join(sorted(names)[:NAMED])
+        raise ValueError(
+            f"store.path={root} holds {few} and no {MANIFEST}: it is no feature store; choose a new or empty folder"
+        )
 
 
 def check_clips(

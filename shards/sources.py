@@ -112,7 +112,12 @@ def read_folder(root: Path) -> tuple[list[Video], list[str]]:
     """DIR/<class>/**/video; a video directly in DIR has no label."""
     if not root.is_dir():
         raise FileNotFoundError(f"data.root={root} is not a folder; it should hold one folder of videos per class")
-    paths = {path.relative_to(root).as_posix(): path for path in tqdm(_files(root), desc="list", unit="file", delay=1)}
+    try:
+        found = list(tqdm(_files(root), desc="list", unit="file", delay=1))
+    except OSError as error:
+        why = f"{error.filename} cannot be listed ({error.strerror})"
+        raise OSError(f"data.root={root}: {why}; allow it, or move it elsewhere") from error
+    paths = {path.relative_to(root).as_posix(): path for path in found}
     videos, ignored, gone = [], [], []
     for name, path in sorted(paths.items()):
         text = _text(name)
@@ -150,6 +155,8 @@ def read_csv(path: Path, root: Path | None) -> tuple[list[Video], list[str]]:
                     wrong.append(f"the same clip as in line {again}")
                 problems += [f"line {reader.line_num}, {video.name or 'no path'}: {problem}" for problem in wrong]
                 videos.append(video)
+    except OSError as error:
+        raise OSError(f"data.csv={path} cannot be read: {error.strerror}") from error
     except (csv.Error, UnicodeDecodeError) as error:
         raise ValueError(f"{path} cannot be read as CSV in UTF-8: {error}; save it as comma-separated UTF-8") from error
     report(problems, str(path))

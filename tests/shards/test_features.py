@@ -98,3 +98,24 @@ def test_other_splits_are_refused_and_have_another_default_place(videos: Path, t
     asked("train", f"store.path={tmp_path / 'store'}").extract()
     with pytest.raises(ValueError, match=r"another split: b/5.mp4 \(there train, here test\)\n"):
         asked("test", f"store.path={tmp_path / 'store'}").extract()
+
+
+def test_a_store_has_a_place_of_its_own(videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A writer clears its folder of temporary files: it must never be a folder of someone's work."""
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "thesis.tmp").write_text("years of work")
+    with pytest.raises(ValueError, match="mine holds thesis.tmp and no manifest.json: it is no feature store"):
+        planned(videos, f"store.path={mine}")
+    with pytest.raises(NotADirectoryError, match="thesis.tmp is not a folder; choose another store.path"):
+        planned(videos, f"store.path={mine / 'thesis.tmp' / 'store'}")
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    with pytest.raises(PermissionError, match="new: no permission to write in .*; choose another store.path"):
+        planned(videos, f"store.path={tmp_path / 'new'}")
+    assert (mine / "thesis.tmp").read_text() == "years of work"
+
+
+def test_what_a_killed_start_leaves_is_taken_over(videos: Path, tmp_path: Path) -> None:
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store" / "manifest.json.tmp").write_text("{")
+    assert len(planned(videos, f"store.path={tmp_path / 'store'}").extract()) == 6

@@ -122,6 +122,15 @@ def test_folders_that_hold_nothing(tmp_path: Path) -> None:
         find_clips(source="folder", root=tmp_path)
 
 
+def test_a_folder_that_cannot_be_listed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def scandir(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("shards.sources.os.scandir", scandir)
+    with pytest.raises(OSError, match=r"data.root=.* cannot be listed \(Permission denied\); allow it"):
+        find_clips(source="folder", root=folder)
+
+
 def test_names_that_are_not_utf8(tmp_path: Path) -> None:
     """They can be opened, written and printed."""
     for name in (b"a\xff/v\xfe.mp4", b"a\xff/2.mp4", b"b/3.mp4"):
