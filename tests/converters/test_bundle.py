@@ -73,6 +73,8 @@ def test_export_of_non_commercial_weights_warns(tmp_path, caplog):
         tiny("linear").save(tmp_path / "b", card={"origins": {"vivit": {"licence": "apache-2.0"}}})
     assert not caplog.text
     assert "license: apache-2.0" in (tmp_path / "b" / "README.md").read_text()
+    tiny("linear").save(tmp_path / "c", card={"origins": {"student": {"weights": "local:0", "licence": None}}})
+    assert "license: other" in (tmp_path / "c" / "README.md").read_text()
 
 
 @pytest.mark.parametrize("licence", ["cc by nc 4.0", "CC-BY-NC-SA-4.0", "Non-Commercial research", "noncommercial"])
