@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Any
 
 from torch import Tensor
 
 from distill.runfolder import RunFolder
-from recipes.schema import Recipe
-from shards.store import FeatureStore
 
 FREE = ("run", "train.resume", "train.checkpoint_every", "train.validate_every")  # what a resumed run may change
 
@@ -20,7 +17,7 @@ def resume_point(
 ) -> tuple[int, dict[str, dict[str, Tensor]]]:
     """(steps done, {learner: state}) from the newest checkpoint; (0, {}) where there is none, or none is wanted.
 
-    settings: of this run, see `settings_of`. Raises ValueError where the checkpoint was written under others.
+    settings: of this run, see `flatten`. Raises ValueError where the checkpoint was written under others.
     """
     found = folder.newest_checkpoint() if resume else None
     if found is None:
@@ -34,11 +31,6 @@ def resume_point(
             f"{folder.path} was started with other settings: {listed}. Give the old ones, or a new run.name"
         )
     return record["step"], states
-
-
-def settings_of(recipe: Recipe, store: FeatureStore) -> dict[str, Any]:
-    """What a resumed run must agree in: the recipe, and the clips and features that it found, by their digests."""
-    return flatten(asdict(recipe)) | flatten(store.digests, "features.")
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from distill.evaluate import score, space_digest, summarise
 from distill.floors import MAIN, MLP_QUERIES, Floors
 from distill.objective import TERMS, Objective
 from distill.report import end_table, model_card
-from distill.resume import resume_point, settings_of
+from distill.resume import flatten, resume_point
 from distill.runfolder import RunFolder, timestamp
 from distill.selection import choose_weights, validation_r2c
 from distill.train import Learner, NotFinite, Stopped, StopRequest, sampled_positions, train
@@ -30,6 +31,7 @@ from recipes.compose import load_recipe, to_yaml
 from recipes.schema import Recipe
 from shards.column import STUDENT
 from shards.features import Features, plan_features
+from shards.launcher import follow_launcher
 from shards.ranks import Ranks
 from shards.reader import BatchReader
 from shards.store import FeatureStore
@@ -48,6 +50,7 @@ def main(argv: list[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     try:
+        follow_launcher()
         ranks = Ranks.join()
         distill(recipe, ranks)
     except Stopped:
@@ -70,7 +73,7 @@ def distill(recipe: Recipe, ranks: Ranks) -> dict[str, Any]:
     converter = build_converter(recipe, features)  # before the work, so that a wrong option costs nothing
     store = features.extract()
     check_splits(store)
-    settings = settings_of(recipe, store)
+    settings = flatten(asdict(recipe)) | flatten(store.digests, "features.")  # what a resumed run must agree in
     start, states = resume_point(folder, settings, resume=recipe.train.resume == "auto")
     folder.rewind(start)
     folder.write("recipe.yaml", to_yaml(recipe))

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -39,11 +40,17 @@ def start(command: list[str], tmp_path: Path, *, launcher: list[str] | None = No
         return subprocess.Popen(line, cwd=tmp_path, env=environment, stdout=output, stderr=subprocess.STDOUT)
 
 
+def free_port() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
+
+
 def start_ranks(
-    command: list[str], tmp_path: Path, *, port: int, script: Path = ROOT / "distill" / "run.py"
+    command: list[str], tmp_path: Path, *, script: Path = ROOT / "distill" / "run.py"
 ) -> list[subprocess.Popen]:
     """Two ranks without a launcher, which would end one when the other ends."""
-    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "OMP_NUM_THREADS": "1"}
     processes = []
     for rank in "01":
         environment = {**os.environ, **shared, "RANK": rank, "LOCAL_RANK": rank, "PYTHONPATH": str(ROOT)}
@@ -136,7 +143,7 @@ def test_scoreboard_refuses_other_clips(tmp_path: Path, capsys: pytest.CaptureFi
 def test_two_ranks_take_the_same_steps(tiny: list[str], tmp_path: Path) -> None:
     tiny = [*tiny, "evaluate.floors=[ridge,shuffled]"]
     assert finish(start([*tiny, "run.name=one"], tmp_path), tmp_path) == 0
-    launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", "2", "--master_port", "29631"]
+    launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", "2", "--master_port", free_port()]
     two = start([*tiny, "run.name=two", "engine=zero1"], tmp_path, launcher=launcher)
     assert finish(two, tmp_path) == 0
     one, two_ = (losses(tmp_path / "runs" / name) for name in ("one", "two"))
@@ -214,13 +221,13 @@ def test_a_run_that_failed_before_its_first_step_leaves_its_name_free(tiny: list
 
 def test_sigterm_stops_both_ranks_after_the_same_step(tiny: list[str], tmp_path: Path) -> None:
     """One rank is asked, both stop; then one rank goes on from there, with the samples of a run left alone."""
-    tiny = [*tiny, "train.steps=400", "evaluate.floors=[ridge]", "train.resume=auto"]
-    both = start_ranks([*tiny, "run.name=two"], tmp_path, port=29641)
+    tiny = [*tiny, "train.steps=120", "evaluate.floors=[ridge]", "train.resume=auto"]
+    both = start_ranks([*tiny, "run.name=two"], tmp_path)
     wait_for_steps(tmp_path / "runs" / "two", 20, both[0])
     both[1].send_signal(signal.SIGTERM)
     assert [finish(process, tmp_path) for process in both] == [run.RESUMABLE] * 2
     stopped = len(losses(tmp_path / "runs" / "two"))
-    assert 20 <= stopped < 400
+    assert 20 <= stopped < 120
     assert "train.resume=auto run.name=two" in (tmp_path / "output.txt").read_text()
     assert finish(start([*tiny, "run.name=two"], tmp_path), tmp_path) == 0
     assert finish(start([*tiny, "run.name=one"], tmp_path), tmp_path) == 0
@@ -229,9 +236,26 @@ def test_sigterm_stops_both_ranks_after_the_same_step(tiny: list[str], tmp_path:
     assert list(one.values()) == pytest.approx(list(two.values()), rel=1e-2)
 
 
+def test_a_signal_to_the_deepspeed_command_reaches_its_ranks(tiny: list[str], tmp_path: Path) -> None:
+    """The command itself only dies of it, and would leave its ranks at work."""
+    launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", "2", "--master_port", free_port()]
+    words = [*tiny, "train.steps=5000", "evaluate.floors=[ridge]", "run.name=run"]
+    command = start(words, tmp_path, launcher=launcher)
+    folder = tmp_path / "runs" / "run"
+    wait_for_steps(folder, 20, command)
+    command.terminate()
+    command.wait(timeout=60)
+    deadline = time.monotonic() + 60
+    while "stopped after step" not in (tmp_path / "output.txt").read_text() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    stopped = len(losses(folder))
+    assert f"stopped after step {stopped};" in (tmp_path / "output.txt").read_text()
+    assert (folder / "checkpoints" / f"step-{stopped:08d}" / "record.json").exists()
+
+
 @pytest.mark.parametrize("rank", [0, 1])
 def test_what_goes_wrong_on_one_rank_ends_both(rank: int, tiny: list[str], tmp_path: Path) -> None:
-    """Within a minute, with the clip's name, and with an exit status that says so."""
+    """With the clip's name, an exit status that says so, and no rank left waiting."""
     spoil = (
         "import os, sys; from shards.reader import BatchReader; load = BatchReader._load\n"
         "def spoilt(self, task):\n"
@@ -242,10 +266,8 @@ def test_what_goes_wrong_on_one_rank_ends_both(rank: int, tiny: list[str], tmp_p
         "from distill import run; sys.exit(run.main(sys.argv[1:]))\n"
     )
     (tmp_path / "spoilt.py").write_text(spoil)
-    begun = time.monotonic()
-    both = start_ranks([*tiny, "evaluate.floors=[ridge]"], tmp_path, port=29651 + rank, script=tmp_path / "spoilt.py")
-    assert [process.wait(timeout=120) for process in both] == [1, 1]
-    assert time.monotonic() - begun < 60
+    both = start_ranks([*tiny, "evaluate.floors=[ridge]"], tmp_path, script=tmp_path / "spoilt.py")
+    assert [process.wait(timeout=240) for process in both] == [1, 1]
     text = (tmp_path / "output.txt").read_text()
     assert text.count("step 3: converter's loss") == 2 and "Traceback" not in text
     assert text.count("are not finite") == 1, "only the rank that has the clip may name it"

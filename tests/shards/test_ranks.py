@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -127,7 +128,10 @@ ranks.leave()
 
 def test_an_error_of_rank_0_reaches_the_others(tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text(SCRIPT)
-    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29741", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     processes = [
         subprocess.Popen(
             [sys.executable, str(tmp_path / "script.py")],
