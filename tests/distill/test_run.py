@@ -10,14 +10,16 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import yaml
 
 from converters import load_converter
-from distill import run, scoreboard
+from distill import evaluate, fit, run, scoreboard
 from distill.runfolder import read_metrics
 from shards import FeatureStore
 
@@ -175,6 +177,39 @@ def test_stopped_and_killed_runs_resume_exactly(tiny: list[str], tmp_path: Path)
     assert losses(runs / "broken") == losses(runs / "whole")
     results = [json.loads((runs / name / "summary.json").read_text()) for name in ("whole", "broken")]
     assert results[0]["targets"] == results[1]["targets"]
+
+
+def test_every_split_has_its_use(tiny: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fitted on train, chosen on val, told from test: which clips each stage reads, and of nothing else."""
+    read: list[tuple[str, set[str]]] = []
+
+    def spy(stage: str, work: Callable) -> Callable:
+        def spied(store: FeatureStore, *, indices: Sequence[int], **options: Any) -> Any:
+            read.append((stage, {store.clips[index]["split"] for index in indices}))
+            assert len(indices) == len(set(indices)) == sum(len(store.indices(split)) for split in read[-1][1])
+            pairs = {index for order in (options.get("paired") or {}).values() for index in order}
+            assert {store.clips[index]["split"] for index in pairs} <= {"train"}
+            return work(store, indices=indices, **options)
+
+        return spied
+
+    monkeypatch.setattr(fit, "scan", spy("fit", fit.scan))
+    monkeypatch.setattr(evaluate, "scan", spy("score", evaluate.scan))
+    monkeypatch.setattr(run, "BatchReader", spy("train", run.BatchReader))
+    assert run.main([*tiny, "train.steps=6"]) == 0
+    stages = [(stage, *splits) for stage, splits in read]
+    assert set(stages[:2]) == {("fit", "train")} and stages[2] == ("train", "train")
+    assert stages[3:-1] == [("score", "val")] * 3 and stages[-1] == ("score", "test")
+
+
+def test_a_run_starts_at_the_ridge(tiny: list[str], tmp_path: Path) -> None:
+    """One step at next to no rate: converter and skip are the ridge, and their own scores in the summary."""
+    assert run.main([*tiny, "train.steps=1", "train.lr=1e-12", "train.min_lr=0", "run.name=run"]) == 0
+    summary = json.loads((tmp_path / "runs" / "run" / "summary.json").read_text())
+    floors = {name: found["videomae"]["r2c"] for name, found in summary["floors"].items()}
+    assert floors["ridge"] > 0.9
+    assert [floors["skip"], floors["mlp"]] == pytest.approx([floors["ridge"]] * 2, abs=1e-6)
+    assert summary["targets"]["videomae"]["r2c"] == pytest.approx(floors["ridge"], abs=1e-6)
 
 
 def test_a_finished_run_resumes_to_the_same_end(tiny: list[str], capsys: pytest.CaptureFixture[str]) -> None:
