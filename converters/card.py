@@ -60,13 +60,20 @@ def _front_matter(config: dict[str, Any], converter: Converter) -> str:
     # A JSON string is a YAML string: names from outside cannot break out of it.
     lines = [
         "---",
-        f"license: {'other' if non_commercial(config) else 'apache-2.0'}",
+        f"license: {_licence(config)}",
         "library_name: tokenbridge",
         "tags:",
         *(f"- {json.dumps(tag)}" for tag in tags),
         "---",
     ]
     return "\n".join(lines)
+
+
+def _licence(config: dict[str, Any]) -> str:
+    """apache-2.0 where nobody else's weights had a say, or all of theirs are known and allow it; else other."""
+    theirs = [origin for origin in _origins(config).values() if origin.get("weights") not in (None, "standin")]
+    known = all(origin.get("licence") for origin in theirs)
+    return "apache-2.0" if known and not non_commercial(config) else "other"
 
 
 def _call(converter: Converter) -> str:

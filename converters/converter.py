@@ -20,6 +20,7 @@ from converters.resample import Queries
 from teachers.layout import TokenLayout
 
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}")
+TAKEN = {"grid", *dir(nn.ModuleDict()), *dir(nn.ParameterDict())}  # names that torch's containers refuse as keys
 
 
 class Converter(nn.Module):
@@ -180,5 +181,8 @@ def check_geometry(student: TokenLayout, targets: Mapping[str, TokenLayout]) -> 
     names = [("target", name) for name in targets]
     names += [(f"special token of {name!r}", token) for name, layout in targets.items() for token in layout.special]
     for what, name in names:
-        if not isinstance(name, str) or not NAME.fullmatch(name) or hasattr(nn.ModuleDict, name) or name == "grid":
-            raise ValueError(f"{what} is called {name!r}; use letters, digits, _ and -, and no method of a ModuleDict")
+        if not isinstance(name, str) or not NAME.fullmatch(name) or name in TAKEN:
+            raise ValueError(
+                f'{what} is called {name!r}; use letters, digits, _ and -, a letter first, and neither "grid" nor an '
+                "attribute of torch's ModuleDict or ParameterDict"
+            )

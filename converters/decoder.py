@@ -26,8 +26,8 @@ class Places(nn.Module):
     def __init__(self, student: TokenLayout, targets: dict[str, TokenLayout], width: int) -> None:
         super().__init__()
         assert student.grid is not None
-        own = grid_bands(student.grid)
-        self.caps = {name: grid_bands(layout.grid) for name, layout in targets.items() if layout.grid}
+        own = grid_bands(student)
+        self.caps = {name: grid_bands(layout) for name, layout in targets.items() if layout.grid}
         t, h, w = (max(bands) for bands in zip(own, *self.caps.values(), strict=True))
         self.own, self.bands = own, (t, h, w)
         self.register_buffer("features", self.fourier(student.centres()), persistent=False)

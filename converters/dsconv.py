@@ -94,15 +94,15 @@ class DsConv(nn.Module):
         assert student.grid is not None
         self.student, self.width, self.heads = student, width, heads
         self.kernels, self.resample = kernels, resample
-        grids = {name: grid_bands(layout.grid) for name, layout in targets.items() if layout.grid}
-        t, y, x = (max(bands) for bands in zip(grid_bands(student.grid), *grids.values(), strict=True))
+        grids = {name: grid_bands(layout) for name, layout in targets.items() if layout.grid}
+        t, y, x = (max(bands) for bands in zip(grid_bands(student), *grids.values(), strict=True))
         self.bands, self.caps = (t, y, x), grids
-        own = fourier(student.centres(), self.bands, grid_bands(student.grid))
+        own = fourier(student.centres(), self.bands, grid_bands(student))
         self.register_buffer("features", own, persistent=False)
 
         self.project = nn.Linear(student.dim, width)
         self.place = nn.Linear(num_fourier(self.bands), width, bias=False)
-        energy = sum(1 / band for cap in grid_bands(student.grid) for band in range(1, cap + 1))
+        energy = sum(1 / band for cap in grid_bands(student) for band in range(1, cap + 1))
         nn.init.normal_(self.place.weight, std=CODE * energy**-0.5)
         self.student_special = nn.Parameter(torch.randn(len(student.special), width)) if student.special else None
         self.blocks = nn.ModuleList([Block(width, student.grid, kernels) for _ in range(blocks)])

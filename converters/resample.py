@@ -6,6 +6,7 @@ Axes: b clips, s source tokens, g places on a grid, q tokens of a target, k spec
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import ceil
 
 import torch
 import torch.nn.functional as F
@@ -49,10 +50,11 @@ class Queries:
 
 def check_index(layout: TokenLayout, index: Tensor) -> None:
     """Raise ValueError unless `index` (q,) is a strictly increasing choice among the layout's tokens."""
-    if index.ndim != 1 or index.dtype != torch.long or index.numel() == 0:
-        raise ValueError(
-            f"positions have shape {tuple(index.shape)} and dtype {index.dtype}; give a LongTensor, one axis, not empty"
-        )
+    if not isinstance(index, Tensor) or index.ndim != 1 or index.dtype != torch.long or index.numel() == 0:
+        given = f"are a {type(index).__name__}"
+        if isinstance(index, Tensor):
+            given = f"have shape {tuple(index.shape)} and dtype {index.dtype}"
+        raise ValueError(f"positions {given}; give a LongTensor, one axis, not empty")
     low, high = int(index.min()), int(index.max())
     if low < 0 or high >= layout.num_tokens:
         bad = low if low < 0 else high
@@ -127,9 +129,15 @@ def num_fourier(bands: tuple[int, int, int]) -> int:
     return 2 * sum(bands)
 
 
-def grid_bands(grid: tuple[int, int, int]) -> tuple[int, int, int]:
-    """Bands per axis below a grid's Nyquist frequency: n cells carry less than n half cycles."""
-    t, h, w = (max(cells - 1, 1) for cells in grid)
+def grid_bands(layout: TokenLayout) -> tuple[int, int, int]:
+    """Bands per axis below the Nyquist frequency of a layout's grid: n cells carry less than n half cycles.
+
+    Over a box wider than the view these are fewer per view. Over a narrower one there would be more; they are left out,
+    for neighbours are told apart without them.
+    """
+    assert layout.grid is not None
+    carried = (ceil(cells / max(high - low, 1)) for cells, (low, high) in zip(layout.grid, layout.extent, strict=True))
+    t, h, w = (max(half_cycles - 1, 1) for half_cycles in carried)
     return t, h, w
 
 

@@ -59,8 +59,10 @@ class NormalEquations:
             raise ValueError(f"targets are given for {sorted(targets)}, but the pairings are {sorted(self.pairings)}")
         if not 0 <= fold < len(self.rows):
             raise ValueError(f"fold is {fold}; valid: 0..{len(self.rows) - 1}")
-        wide = torch.promote_types(x.dtype, torch.float32)
-        x = x.reshape(-1, x.shape[-1]).to(wide)
+        x = x.reshape(-1, x.shape[-1])
+        # Few rows leave directions in which float32's rounding would be all there is; their products are cheap.
+        wide = torch.float64 if x.shape[0] < self.d else torch.promote_types(x.dtype, torch.float32)
+        x = x.to(wide)
         rows = [targets[pairing].reshape(-1, targets[pairing].shape[-1]).to(wide) for pairing in self.pairings]
         for pairing, y in zip(self.pairings, rows, strict=True):
             if x.shape[1] != self.d or y.shape != (x.shape[0], self.e):
@@ -95,7 +97,7 @@ class NormalEquations:
                 "others; the train split needs clips of at least two groups"
             )
         errors = {fold: self._errors(fold, grid) for fold in usable}
-        return {pairing: self._refit(at, grid, errors) for at, pairing in enumerate(self.pairings)}
+        return self._refit(grid, errors)
 
     def _errors(self, fold: int, grid: Tensor) -> Tensor:
         """Squared error on `fold` of the weights fitted outside it: (pairings, penalties)."""
@@ -112,15 +114,21 @@ class NormalEquations:
             errors.append(self.yy[at, fold] - 2 * shrink @ linear + ((shrink @ quadratic) * shrink).sum(dim=1))
         return torch.stack(errors)
 
-    def _refit(self, at: int, grid: Tensor, errors: dict[int, Tensor]) -> Ridge:
-        total = torch.stack([by_fold[at] for by_fold in errors.values()]).sum(dim=0)
-        penalty = float(grid[total.argmin()])
+    def _refit(self, grid: Tensor, errors: dict[int, Tensor]) -> dict[str, Ridge]:
+        """The weights on all rows, each pairing at its own penalty. By eigenvalues, for fewer rows than inputs leave
+        X'X singular, and rounding then makes some of them negative."""
         xx = self.xx.sum(dim=0)
-        xx.diagonal().add_(penalty * _mean_diagonal(xx))
-        weight = torch.cholesky_solve(self.xy[at].sum(dim=0), torch.linalg.cholesky(xx)).T.contiguous()
-        size = self.yy[at].clamp(min=torch.finfo(torch.float64).tiny)
-        shares = {fold: tuple((by_fold[at] / size[fold]).tolist()) for fold, by_fold in errors.items()}
-        return Ridge(weight, penalty, shares)
+        values, vectors = torch.linalg.eigh(xx)
+        found = {}
+        for at, pairing in enumerate(self.pairings):
+            total = torch.stack([by_fold[at] for by_fold in errors.values()]).sum(dim=0)
+            penalty = float(grid[total.argmin()])
+            shrink = 1 / (values.clamp(min=0) + penalty * _mean_diagonal(xx))
+            weight = ((vectors * shrink) @ (vectors.T @ self.xy[at].sum(dim=0))).T.contiguous()
+            size = self.yy[at].clamp(min=torch.finfo(torch.float64).tiny)
+            shares = {fold: tuple((by_fold[at] / size[fold]).tolist()) for fold, by_fold in errors.items()}
+            found[pairing] = Ridge(weight, penalty, shares)
+        return found
 
 
 def _mean_diagonal(xx: Tensor) -> Tensor:

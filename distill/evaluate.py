@@ -5,9 +5,10 @@ Axes: n clips, r resamples.
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import astuple, dataclass
 from typing import Any
 
 import torch
@@ -35,6 +36,16 @@ def frozen_statistics(store: FeatureStore, target: str) -> Statistics:
     """The train split's statistics of a target, as the headline metrics use them."""
     found = store.statistics(target)
     return Statistics(found["mean"], found["scale"], found["global_mean"])
+
+
+def space_digest(store: FeatureStore, targets: Iterable[str]) -> str:
+    """Identifies the space in which targets are scored: runs with another cannot be compared, those of another student
+    can."""
+    digest = hashlib.sha256()
+    for name in sorted(targets):
+        for tensor in astuple(frozen_statistics(store, name)):
+            digest.update(name.encode() + tensor.contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 @torch.inference_mode()

@@ -7,9 +7,10 @@ them all.
 
 from __future__ import annotations
 
-import hashlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -36,15 +37,6 @@ def set_normalisers(converter: Converter, store: FeatureStore, *, column: str = 
     return converter
 
 
-def normaliser_digest(converter: Converter) -> str:
-    """Identifies the statistics that a converter's space rests on: runs with others cannot be compared."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(converter.state_dict().items()):
-        if "normaliser" in name:
-            digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
-
 def set_skips(converter: Converter, solutions: Solutions, *, column: str = "student", pairing: str = TRUE) -> Converter:
     """Gives a converter's skips the ridge solutions. Returns it."""
     for target, skip in converter.skips.items():
@@ -65,8 +57,8 @@ def solve_ridges(
     """Ridge solutions for the skips of linear converters, from all clips `indices`.
 
     readers: column -> the linear converter that reads it, normalisers set, on the ranks' device. shuffled: also solve
-    each clip's tokens against the targets of a clip of another group. Each rank accumulates its share; all solve the
-    same sums.
+    each clip's tokens against the targets of a clip of another group (see `apart`). Each rank accumulates its share;
+    all solve the same sums.
     """
     pairings = (TRUE, SHUFFLED) if shuffled else (TRUE,)
     equations = {
@@ -77,11 +69,12 @@ def solve_ridges(
         for target, skip in converter.skips.items()
         for part in skip.parts  # type: ignore[union-attr]
     }
-    order = apart(indices, [store.groups[index] for index in indices])
-    fold = dict(zip(order, assign_folds([store.groups[index] for index in order]), strict=True))
-    mine = order[ranks.rank :: ranks.world]
+    groups = [store.groups[index] for index in indices]
+    fold = dict(zip(indices, assign_folds(groups), strict=True))
+    partner = dict(zip(indices, apart(indices, groups), strict=True))
+    mine = list(indices)[ranks.rank :: ranks.world]
     targets = sorted({target for _, target, _ in equations})
-    partners = {target: [mine[-1], *mine[:-1]] for target in targets}
+    partners = {target: [partner[index] for index in mine] for target in targets}
     columns = sorted({*readers, *targets})
     right = scan(store, indices=mine, columns=columns, batch=1, device=ranks.device)
     wrong = scan(store, indices=mine, columns=targets, batch=1, device=ranks.device, paired=partners)
@@ -120,12 +113,19 @@ def accumulate(
             equations[column, target, part].add(row, {p: split[part] for p, split in wanted.items()}, fold=fold)
 
 
-def apart(indices: Sequence[int], groups: Sequence[str]) -> list[int]:
-    """The clips in an order in which neighbours (and the two ends) are of different groups, as far as that is possible:
-    one clip of each group in turn."""
-    turns: dict[str, int] = {}
-    keyed = []
-    for index, group in zip(indices, groups, strict=True):
-        turns[group] = turns.get(group, -1) + 1
-        keyed.append((turns[group], group, index))
-    return [index for _, _, index in sorted(keyed)]
+def apart(indices: Sequence[int], groups: Sequence[str], *, seed: int = 0) -> list[int]:
+    """A partner for every clip: the same clips in another order, such that a clip meets its own group only where that
+    group is more than half of all clips, and then as rarely as can be.
+
+    Groups stand in a random order, so that partners share a class, or a place in a folder, by chance only; each group
+    moves on by the size of the largest one.
+    """
+    names = sorted(set(groups))
+    turn = np.random.default_rng(seed).permutation(len(names))
+    rank = {names[at]: place for place, at in enumerate(turn)}
+    order = sorted(range(len(indices)), key=lambda at: rank[groups[at]])
+    largest = max(Counter(groups).values())
+    partners = list(indices)
+    for at, other in zip(order, order[-largest:] + order[:-largest], strict=True):
+        partners[at] = indices[other]
+    return partners

@@ -7,18 +7,18 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from converters import Converter, create_converter, list_converters
 from distill.cost import measure_cost
 from distill.engine import Engine, load_parameters
-from distill.evaluate import score, summarise
-from distill.fit import normaliser_digest
+from distill.evaluate import score, space_digest, summarise
 from distill.floors import MAIN, MLP_QUERIES, Floors
 from distill.objective import TERMS, Objective
 from distill.report import end_table, model_card
@@ -31,6 +31,7 @@ from recipes.compose import load_recipe, to_yaml
 from recipes.schema import Recipe
 from shards.column import STUDENT
 from shards.features import Features, plan_features
+from shards.launcher import follow_launcher
 from shards.ranks import Ranks
 from shards.reader import BatchReader
 from shards.store import FeatureStore
@@ -48,12 +49,11 @@ def main(argv: list[str]) -> int:
     except RecipeError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    ranks = Ranks.join()
     try:
+        follow_launcher()
+        ranks = Ranks.join()
         distill(recipe, ranks)
-    except Stopped as stopped:
-        if ranks.main:
-            print(f"{stopped}; continue with the same command and train.resume=auto run.name=NAME", file=sys.stderr)
+    except Stopped:
         ranks.leave()
         return RESUMABLE
     except (ValueError, OSError, NotFinite) as error:
@@ -73,32 +73,21 @@ def distill(recipe: Recipe, ranks: Ranks) -> dict[str, Any]:
     converter = build_converter(recipe, features)  # before the work, so that a wrong option costs nothing
     store = features.extract()
     check_splits(store)
+    settings = flatten(asdict(recipe)) | flatten(store.digests, "features.")  # what a resumed run must agree in
+    start, states = resume_point(folder, settings, resume=recipe.train.resume == "auto")
+    folder.rewind(start)
+    folder.write("recipe.yaml", to_yaml(recipe))
 
     floors = Floors(converter, store, asked=recipe.evaluate.floors, seed=recipe.train.seed, ranks=ranks)
-    train_converters(recipe, floors.trained, store, folder, ranks)
+    learners = build_learners(recipe, floors.trained, states, ranks)
+    save = saver(learners, folder, {"settings": settings, "world": ranks.world}, ranks)
+    try:
+        train_converters(recipe, learners, floors.trained, store, folder, ranks, start=start, save=save)
+    except Stopped as stopped:
+        say(f"{stopped}; continue with the same command and train.resume=auto run.name={folder.path.name}")
+        raise
 
-    test = store.indices("test")
-    scores = score(
-        store,
-        test,
-        floors.candidates(),
-        ranks=ranks,
-        cka_positions=recipe.evaluate.cka_positions,
-        task="evaluate on test",
-    )
-    summary = summarise(
-        scores, converter=MAIN, groups=[store.groups[i] for i in test], resamples=recipe.evaluate.bootstrap
-    )
-    summary |= {
-        "recipe": recipe.recipe,
-        "family": recipe.converter.family,
-        "weights": recipe.backbones.weights,
-        "cost": measure_cost(converter, device=ranks.device),
-        "head": None,
-        "clips": {split: len(store.indices(split)) for split in ("train", "val", "test")}
-        | {"refused": len(store.refused)},
-        "digests": store.digests | {"normaliser": normaliser_digest(converter)},
-    }
+    summary = evaluate(recipe, floors, store, ranks)
     if ranks.main:
         converter.cpu().save(folder.bundle, card=model_card(summary, store))
         folder.write("summary.json", summary)
@@ -111,10 +100,7 @@ def open_folder(recipe: Recipe, ranks: Ranks) -> RunFolder:
     """The run's folder, named by rank 0."""
     base = Path(recipe.run.dir or Path("runs") / recipe.recipe)
     path = base / ranks.text(recipe.run.name or timestamp())
-    folder = RunFolder.open(path, resume=recipe.train.resume == "auto", ranks=ranks)
-    if ranks.main:
-        folder.write("recipe.yaml", to_yaml(recipe))
-    return folder
+    return RunFolder.open(path, resume=recipe.train.resume == "auto", ranks=ranks)
 
 
 def build_converter(recipe: Recipe, features: Features) -> Converter:
@@ -131,32 +117,51 @@ def build_converter(recipe: Recipe, features: Features) -> Converter:
     ).to(features.ranks.device)
 
 
-def train_converters(
-    recipe: Recipe, converters: Mapping[str, Converter], store: FeatureStore, folder: RunFolder, ranks: Ranks
-) -> None:
-    """Trains all converters from one read of the data, from the newest checkpoint where the recipe says so, and leaves
-    each with the weights that are better on val."""
+def build_learners(
+    recipe: Recipe, converters: Mapping[str, Converter], states: Mapping[str, Mapping[str, Tensor]], ranks: Ranks
+) -> list[Learner]:
+    """A learner for every converter, from its state in a checkpoint where there is one."""
     setting = recipe.train
     weights = {term: getattr(recipe.objective, term) for term in TERMS}
-    objectives = {
-        name: Objective(converter, weights=weights, gram_tokens=recipe.objective.gram_tokens)
-        for name, converter in converters.items()
-    }
-    settings = flatten(asdict(recipe))
-    start, states = resume_point(folder, settings, resume=setting.resume == "auto")
-    for name, state in states.items():
-        load_parameters(objectives[name], state)
-    layouts = converters[MAIN].targets
     learners = []
-    for name, objective in objectives.items():
+    for name, converter in converters.items():
+        objective = Objective(converter, weights=weights, gram_tokens=recipe.objective.gram_tokens)
+        if name in states:
+            load_parameters(objective, states[name])
+        engine = build_engine(recipe, objective, ranks)
+        if name in states:
+            engine.restore(states[name])
         count = MLP_QUERIES if name == "mlp" else setting.queries
-        positions = sampled_positions(layouts, count=count, seed=setting.seed)
-        learners.append(Learner(name, build_engine(recipe, objective, ranks), positions))
-    for learner in learners:
-        if start:
-            learner.engine.restore(states[learner.name])
-    if ranks.main:
-        folder.rewind(start)
+        positions = sampled_positions(converter.targets, count=count, seed=setting.seed)
+        learners.append(Learner(name, engine, positions))
+    return learners
+
+
+def saver(
+    learners: Sequence[Learner], folder: RunFolder, record: Mapping[str, Any], ranks: Ranks
+) -> Callable[[int], None]:
+    """What writes a checkpoint; every rank must call it."""
+
+    def save(step: int) -> None:
+        states = {learner.name: learner.engine.state() for learner in learners}
+        ranks.first(lambda: folder.save_checkpoint(step, states, record))
+
+    return save
+
+
+def train_converters(
+    recipe: Recipe,
+    learners: Sequence[Learner],
+    converters: Mapping[str, Converter],
+    store: FeatureStore,
+    folder: RunFolder,
+    ranks: Ranks,
+    *,
+    start: int,
+    save: Callable[[int], None],
+) -> None:
+    """Trains all converters from one read of the data, and leaves each with the weights that are better on val."""
+    setting = recipe.train
 
     def report(step: int, losses: dict[str, dict[str, float]]) -> None:
         folder.log_losses(step, losses, main=MAIN)
@@ -165,13 +170,9 @@ def train_converters(
         found = validation_r2c({MAIN: converters[MAIN]}, store, queries=setting.queries, ranks=ranks)
         folder.log_scores(step, "val", "r2c", found[MAIN])
 
-    def save(step: int) -> None:
-        parts = {learner.name: learner.engine.state() for learner in learners}  # every rank takes part
-        folder.save_checkpoint(step, parts, {"settings": settings, "world": ranks.world})
-
-    with BatchReader(
+    reader = BatchReader(
         store,
-        columns=[STUDENT, *layouts],
+        columns=[STUDENT, *converters[MAIN].targets],
         indices=store.indices("train"),
         batch=setting.batch,
         seed=setting.seed,
@@ -179,7 +180,8 @@ def train_converters(
         world=ranks.world,
         accumulation=setting.accumulation,
         device=ranks.device,
-    ) as reader:
+    )
+    with reader, StopRequest() as asked_to_stop:
         train(
             learners,
             reader.steps(start, setting.steps),
@@ -192,11 +194,11 @@ def train_converters(
             save_every=setting.checkpoint_every,
             validate=validate,
             validate_every=setting.validate_every,
-            asked_to_stop=StopRequest(),
+            asked_to_stop=asked_to_stop,
         )
     chosen = choose_weights(learners, converters, store, queries=setting.queries, ranks=ranks)
     for name, (which, found) in chosen.items():
-        folder.log_scores(setting.steps, "val", "r2c", found, converter=None if name == MAIN else name)
+        folder.log_scores(setting.steps, "val", "r2c", found, converter=None if name == MAIN else name, weights=which)
         if ranks.main:
             print(f"{name}: {which} weights, chosen on val")
 
@@ -223,6 +225,24 @@ def build_engine(recipe: Recipe, objective: Objective, ranks: Ranks) -> Engine:
         precision=precision,
         zero=recipe.engine.zero,
     )
+
+
+def evaluate(recipe: Recipe, floors: Floors, store: FeatureStore, ranks: Ranks) -> dict[str, Any]:
+    """summary.json: the converter beside its floors on the test clips, its cost, and what it all rests on."""
+    test, asked = store.indices("test"), recipe.evaluate
+    candidates = floors.candidates()
+    scores = score(store, test, candidates, ranks=ranks, cka_positions=asked.cka_positions, task="evaluate on test")
+    groups = [store.groups[index] for index in test]
+    clips = {split: len(store.indices(split)) for split in ("train", "val", "test")}
+    return summarise(scores, converter=MAIN, groups=groups, resamples=asked.bootstrap) | {
+        "recipe": recipe.recipe,
+        "family": recipe.converter.family,
+        "weights": recipe.backbones.weights,
+        "cost": measure_cost(floors.converter, device=ranks.device),
+        "head": None,
+        "clips": clips | {"refused": len(store.refused)},
+        "digests": store.digests | {"normaliser": space_digest(store, floors.converter.targets)},
+    }
 
 
 def unknown_names(recipe: Recipe) -> list[str]:

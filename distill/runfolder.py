@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import time
@@ -10,6 +11,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
+import xxhash
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -17,6 +20,7 @@ from shards.disk import commit, sync_folder, write_atomically
 from shards.ranks import Ranks
 
 KEPT_CHECKPOINTS = 2
+log = logging.getLogger(__name__)
 
 
 class RunFolder:
@@ -31,10 +35,14 @@ class RunFolder:
 
     @classmethod
     def open(cls, path: Path, *, resume: bool, ranks: Ranks) -> RunFolder:
-        """A new folder, or with `resume` one that may exist. Raises FileExistsError for an existing one otherwise."""
-        if ranks.main and not resume and path.exists() and any(path.iterdir()):
-            raise FileExistsError(f"{path} exists; choose another run.name, or continue it with train.resume=auto")
-        path.mkdir(parents=True, exist_ok=True)
+        """A new folder, or with `resume` one that may exist. Raises FileExistsError for any other that is not empty."""
+
+        def make() -> None:
+            if ranks.main and not resume and path.is_dir() and any(path.iterdir()):
+                raise FileExistsError(f"{path} exists; choose another run.name, or continue it with train.resume=auto")
+            path.mkdir(parents=True, exist_ok=True)
+
+        ranks.first(make)
         return cls(path, writes=ranks.main)
 
     # --- metrics.jsonl
@@ -48,13 +56,13 @@ class RunFolder:
         *,
         target: str | None = None,
         converter: str | None = None,
+        weights: str | None = None,
     ) -> None:
-        """Appends one object as a line, and flushes it."""
+        """Appends one object as a line, and flushes it. weights: which ones were chosen, once training has ended."""
         if not self.writes:
             return
         line: dict[str, Any] = {"step": step, "split": split, "target": target, "metric": metric, "value": value}
-        if converter is not None:
-            line["converter"] = converter
+        line |= {key: name for key, name in (("converter", converter), ("weights", weights)) if name is not None}
         if self._journal is None:
             self._journal = open(self.metrics, "a", encoding="utf-8", buffering=1)  # noqa: SIM115 - as long as the run
         self._journal.write(json.dumps(line) + "\n")
@@ -71,11 +79,18 @@ class RunFolder:
                     self.log(step, "train", f"loss_of_{name}", value, converter=name)
 
     def log_scores(
-        self, step: int, split: str, metric: str, found: Mapping[str, float], *, converter: str | None = None
+        self,
+        step: int,
+        split: str,
+        metric: str,
+        found: Mapping[str, float],
+        *,
+        converter: str | None = None,
+        weights: str | None = None,
     ) -> None:
         """One line per target."""
         for target, value in found.items():
-            self.log(step, split, metric, value, target=target, converter=converter)
+            self.log(step, split, metric, value, target=target, converter=converter, weights=weights)
 
     def close(self) -> None:
         if self._journal is not None:
@@ -83,36 +98,51 @@ class RunFolder:
             self._journal = None
 
     def rewind(self, step: int) -> None:
-        """Drops half lines, and lines past `step`, which a resumed run writes again."""
+        """Drops half lines and whatever lies past the checkpoint of `step`: a resumed run writes it again."""
+        if not self.writes:
+            return
         self.close()
         if self.metrics.exists():
-            kept = [json.dumps(line) for line in read_metrics(self.metrics) if line["step"] <= step]
-            write_atomically(self.metrics, [(line + "\n").encode() for line in kept])
+            lines = [line for line in read_metrics(self.metrics) if line["step"] <= step and "weights" not in line]
+            write_atomically(self.metrics, [(json.dumps(line) + "\n").encode() for line in lines])
+        for left in self.checkpoints.glob(".step-*"):
+            shutil.rmtree(left)
+        for damaged in self.saved():
+            if damaged.name > checkpoint_name(step):
+                shutil.rmtree(damaged)
 
     # --- JSON and text
 
     def write(self, name: str, content: str | Mapping[str, Any]) -> None:
+        """Writes a file of the folder, whole or not at all."""
+        if not self.writes:
+            return
         text = content if isinstance(content, str) else json.dumps(content, indent=2) + "\n"
         write_atomically(self.path / name, [text.encode()])
 
     # --- checkpoints
 
     def save_checkpoint(self, step: int, states: Mapping[str, Mapping[str, Tensor]], record: Mapping[str, Any]) -> None:
-        """One folder per checkpoint: NAME.safetensors per learner and record.json. It appears whole or not at all."""
+        """One folder per checkpoint: NAME.safetensors per learner and record.json. It appears whole or not at all.
+
+        Raises OSError where the disk is full; the checkpoints before it stand.
+        """
         if not self.writes:
             return
-        final = self.checkpoints / f"step-{step:08d}"
-        temporary = self.checkpoints / f".{final.name}.{os.getpid()}"
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        for name, state in states.items():
-            save_file(dict(state), temporary / f"{name}.safetensors")
-        (temporary / "record.json").write_text(json.dumps({"step": step, **record}, indent=2))
-        for file in temporary.iterdir():
-            sync(file)
-        shutil.rmtree(final, ignore_errors=True)
-        sync_folder(temporary)
-        commit(temporary, final)
+        final = self.checkpoints / checkpoint_name(step)
+        temporary = self.checkpoints / f".{final.name}"
+        try:
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
+            write_checkpoint(temporary, states, {"step": step, **record})
+            shutil.rmtree(final, ignore_errors=True)
+            commit(temporary, final)
+        except (OSError, SafetensorError) as error:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise OSError(
+                f"{final} cannot be written ({error}); free the disk, then continue with train.resume=auto "
+                f"run.name={self.path.name}"
+            ) from error
         for old in self.saved()[:-KEPT_CHECKPOINTS]:
             shutil.rmtree(old)
 
@@ -121,12 +151,62 @@ class RunFolder:
         return sorted(self.checkpoints.glob("step-*")) if self.checkpoints.exists() else []
 
     def newest_checkpoint(self) -> tuple[dict[str, Any], dict[str, dict[str, Tensor]]] | None:
-        """(record, {learner: state}) of the newest checkpoint, or None."""
+        """(record, {learner: state}) of the newest checkpoint that is whole, or None where there is none at all.
+
+        Raises ValueError where all are damaged.
+        """
         saved = self.saved()
-        if not saved:
-            return None
-        record = json.loads((saved[-1] / "record.json").read_text())
-        return record, {file.stem: load_file(file) for file in sorted(saved[-1].glob("*.safetensors"))}
+        for path in reversed(saved):
+            try:
+                return read_checkpoint(path)
+            except (OSError, ValueError, SafetensorError) as error:
+                log.warning("%s is damaged (%s); it is passed over", path, error)
+        if saved:
+            raise ValueError(
+                f"{self.checkpoints}: all {len(saved)} checkpoints are damaged; delete the folder to start from step 0"
+            )
+        return None
+
+
+def checkpoint_name(step: int) -> str:
+    """The names sort as the steps do."""
+    return f"step-{step:08d}"
+
+
+def write_checkpoint(folder: Path, states: Mapping[str, Mapping[str, Tensor]], record: Mapping[str, Any]) -> None:
+    """Writes the files of a checkpoint, synced. The record holds a checksum of every learner's."""
+    checksums = {}
+    for name, state in states.items():
+        save_file(dict(state), folder / f"{name}.safetensors")
+        checksums[name] = checksum(folder / f"{name}.safetensors")
+    (folder / "record.json").write_text(json.dumps({**record, "learners": checksums}, indent=2))
+    for file in folder.iterdir():
+        with open(file, "rb") as opened:
+            os.fsync(opened.fileno())
+    sync_folder(folder)
+
+
+def read_checkpoint(folder: Path) -> tuple[dict[str, Any], dict[str, dict[str, Tensor]]]:
+    """(record, {learner: state}). Raises OSError, ValueError or SafetensorError where it is not as it was written."""
+    record = json.loads((folder / "record.json").read_text())
+    if not isinstance(record, dict) or {"step", "settings", "learners"} - set(record):
+        raise ValueError("record.json lacks step, settings or learners")
+    states = {}
+    for name, expected in record["learners"].items():
+        file = folder / f"{name}.safetensors"
+        if checksum(file) != expected:
+            raise ValueError(f"{file.name} does not have the checksum of record.json")
+        states[name] = load_file(file)
+    return record, states
+
+
+def checksum(path: Path) -> str:
+    """xxh3 of a file, a few megabytes at a time."""
+    digest = xxhash.xxh3_64()
+    with open(path, "rb") as file:
+        while piece := file.read(2**22):
+            digest.update(piece)
+    return digest.hexdigest()
 
 
 def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
@@ -143,9 +223,3 @@ def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
 
 def timestamp() -> str:
     return time.strftime("%Y%m%d-%H%M%S")
-
-
-def sync(path: Path) -> None:
-    """Asks the disk to hold what was written to a file."""
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())

@@ -95,7 +95,7 @@ def train(
                 validate(done)
             if stop or done % save_every == 0 or done == steps:
                 save(done)
-            if stop and done < steps:
+            if stop:
                 raise Stopped(done)
 
 
@@ -116,7 +116,8 @@ def stop_if_not_finite(
         if broken:
             keys = [key for batch in micro_batches for key in batch["keys"]]  # type: ignore[attr-defined]
             sick = sorted({key for batch in micro_batches for key in not_finite_clips(batch)})
-            blame = f"tokens of {', '.join(sick)} are not finite" if sick else f"clips of this rank: {', '.join(keys)}"
+            own = f"the tokens of this rank's clips ({', '.join(keys)}) are all finite"
+            blame = f"tokens of {', '.join(sick)} are not finite" if sick else own
             raise NotFinite(
                 f"step {step}: {learner.name}'s {', '.join(broken)} is not finite; {blame}. No weight was moved. "
                 "Audit the store, or lower train.lr"
@@ -153,11 +154,18 @@ def mix(*numbers: int) -> int:
 
 
 class StopRequest:
-    """Remembers SIGTERM, so that the loop can stop between two steps."""
+    """Within it, SIGTERM is remembered, so that the loop can stop between two steps."""
 
     def __init__(self) -> None:
         self.asked = False
-        signal.signal(signal.SIGTERM, self._ask)
+
+    def __enter__(self) -> StopRequest:
+        self._before = signal.signal(signal.SIGTERM, self._ask)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        if kind is not Stopped:  # else stay: launchers send a second one to a process that is on its way out
+            signal.signal(signal.SIGTERM, self._before or signal.SIG_DFL)
 
     def _ask(self, signum: int, frame: object) -> None:
         self.asked = True

@@ -19,7 +19,7 @@ from recipes.schema import Recipe
 WEIGHTS = ("standin", "pretrained")  # anything else is a folder
 NEEDS = {"demo": (), "folder": ("root",), "csv": ("csv",), "webdataset": ("tars",)}
 READS = {"demo": (), "folder": ("root",), "csv": ("csv", "root"), "webdataset": ("tars",)}
-COLUMN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+COLUMN = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}")  # as converters.converter.NAME
 TAKEN = ("clips", "student")  # folders of a feature store
 
 Tree = dict[str, Any]
@@ -152,7 +152,7 @@ def _check_models(recipe: Recipe) -> Iterator[str]:
         yield "targets: at least one is needed; choose targets=[NAME]"
     for name in recipe.targets:
         if not COLUMN.fullmatch(name):
-            yield f"targets.{name}: a target's name is a folder of the store; use letters, digits, _ and -"
+            yield f"targets.{name}: it names a folder of the store; use letters, digits, _ and -, a letter first"
         if name in TAKEN:
             yield f"targets.{name}: the store already has a folder of that name; choose another name"
     models = {"student": recipe.student, **{f"targets.{name}": entry for name, entry in recipe.targets.items()}}

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -41,8 +42,11 @@ KEPT_CLIPS = 64  # whose tokens are kept from the calibration; more are computed
 class Team(Protocol):
     """This process among the others."""
 
-    rank: int
-    world: int
+    @property
+    def rank(self) -> int: ...
+
+    @property
+    def world(self) -> int: ...
 
     def barrier(self) -> None: ...
 
@@ -121,13 +125,15 @@ def check_disk(plan: Plan, free_bytes: Callable[[Path], int], *, say: Callable[[
         folder = folder.parent
     free = free_bytes(folder)
     clips = sum(len(work.keys) for work in plan.work)
-    text = (
-        f"{clips} clips, {per_clip / 1e6:.2f} MB a clip, {required / 1e9:.3f} GB in all; {free / 1e9:.1f} GB are free"
-    )
+    total = f"{required / 1e9:.1f} GB" if required >= 1e9 else f"{required / 1e6:.1f} MB"
+    text = f"{clips} clips, {per_clip / 1e6:.2f} MB a clip, {total} in all; {free / 1e9:.1f} GB are free"
     if required > free:
         raise OSError(f"{plan.root}: {text}. Choose another store.path, fewer clips, or store.codec=int8")
-    if not quiet:
-        say(f"features: {text}")
+    if quiet:
+        return
+    say(f"features: {text}")
+    if found := [name for name in plan.passing if name not in plan.missing]:
+        say(f"features: already there: {', '.join(found)}; to compute: {', '.join(sorted(plan.missing - {CLIPS}))}")
 
 
 class _Pass:
@@ -156,7 +162,8 @@ class _Pass:
                 known = self.plan.refusals([shard])
                 rendered = map(self.computer.try_render, self.computer.readable(keys, known))
                 group = self.computer.compute(keys, known, list(self.computer.sources), rendered)
-                seconds.append((time.monotonic() - begin) / max(1, len(group.records)))
+                if group.records:  # a refusal takes no time
+                    seconds.append((time.monotonic() - begin) / len(group.records))
                 if sum(len(kept.records) for kept in self.kept.values()) < KEPT_CLIPS:
                     self.kept[shard, start] = group
                 for row, key in enumerate(group.records):
@@ -167,9 +174,11 @@ class _Pass:
             calibration = Calibration.fit([tokens[name] for tokens in train], column=name)
             (self.plan.root / name).mkdir(exist_ok=True)
             calibration.save(self.plan.root / name)
-        clips = sum(len(work.keys) for work in self.plan.work)
-        pace = min(seconds) if seconds else 0.0
-        say(f"features: about {in_words(clips * pace / world)}, at {pace:.2f} s a clip on {world} rank(s)")
+        left = sum(len(work.keys) for work in self.plan.work) - sum(len(group.records) for group in self.kept.values())
+        if seconds:
+            pace = statistics.median(seconds)
+            rest = f"about {in_words(left * pace / world)} for the other {left} clips"
+            say(f"features: {rest}, at {pace:.2f} s a clip on {world} rank(s)")
 
     def spread(self) -> list[tuple[int, int, tuple[str, ...]]]:
         """The groups that hold a train clip, in an order that has nothing to do with the clips': neighbours in a store
@@ -252,8 +261,8 @@ def write_statistics(root: Path, columns: Sequence[str]) -> None:
         buffer = torch.empty(store.layout(name).shape)
         encoded = prefetch(train, partial(store.read, column=name), threads=1)
         bar = tqdm(encoded, total=len(train), desc=f"statistics of {name}", unit="clip", leave=False, delay=1)
-        statistics = compute_statistics(store.decode(tensors, name, out=buffer) for tensors in bar)
-        save_statistics(root, name, statistics, split=store.digests["split"])
+        found = compute_statistics(store.decode(tensors, name, out=buffer) for tensors in bar)
+        save_statistics(root, name, found, split=store.digests["split"])
 
 
 def in_words(seconds: float) -> str:

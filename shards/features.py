@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -21,15 +21,18 @@ from shards.column import PIXELS, STUDENT
 from shards.decode import Refusal
 from shards.extraction import Views, extract
 from shards.manifest import Manifest, digest
+from shards.plan import check_clips, check_place, describe_clips
 from shards.ranks import Ranks
+from shards.split import FEWEST, SPLITS
 from shards.store import FeatureStore
-from shards.videos import Clip, Found, data_digest, find_clips
+from shards.videos import Clip, Found, find_clips
 from shards.view import render_views, view_digest
 from teachers import create_backbone
 from teachers.backbone import Backbone
 from teachers.layout import TokenLayout
 
 DEMO_FOLDER = Path("features") / "demo"
+FEW_GROUPS = 8  # of test clips, below which a number is an anecdote
 log = logging.getLogger(__name__)
 
 
@@ -51,11 +54,23 @@ class Features:
         if not (self.path / "manifest.json").exists():
             return None
         manifest = Manifest.read(self.path)
+        self._check(manifest)
         for name, asked in self.columns.items():
             column = manifest.columns.get(name)
             if column is None or not column.complete or column.origin.get("asked") != digest(asked):
                 return None
         return manifest
+
+    def _check(self, manifest: Manifest) -> None:
+        """Raises ValueError where the store at this place is another one."""
+        wanted = self.recipe.store
+        check_clips(self.path, manifest, clips=self.found.clips, view=self.view, clips_per_shard=wanted.clips_per_shard)
+        for name in self.columns.keys() & manifest.columns.keys():
+            if manifest.columns[name].codec != wanted.codec:
+                raise ValueError(
+                    f"the store {self.path} has column {name} in codec {manifest.columns[name].codec}, not "
+                    f"{wanted.codec}; choose another store.path, or store.codec={manifest.columns[name].codec}"
+                )
 
     @cached_property
     def sources(self) -> dict[str, Backbone]:
@@ -145,7 +160,7 @@ def plan_features(recipe: Recipe, ranks: Ranks, *, say: Callable[[str], None] = 
     Raises ValueError and its kin on data that cannot be found, too few clips for the ranks, or missing weights.
     """
     found = ranks.first(lambda: find_recipe_clips(recipe))
-    for note in found.notes:
+    for note in [*found.notes, *split_lines(found.clips)]:
         if ranks.main:
             say(f"data: {note}")
     data = recipe.data
@@ -156,9 +171,15 @@ def plan_features(recipe: Recipe, ranks: Ranks, *, say: Callable[[str], None] = 
         columns[name] = asked_of(spec, recipe) | shared
         if "pixels" in recipe.evaluate.floors:
             columns[PIXELS + name] = {"pixels_under": asked_of(spec, recipe), "student": columns[STUDENT]}
-    identity = [data_digest(found.clips), view_hash, columns[STUDENT], recipe.backbones.weights]
+    identity: list[Any] = [describe_clips(found.clips), view_hash, columns[STUDENT], recipe.backbones.weights]
     identity += [recipe.store.codec, recipe.store.clips_per_shard]
     path = Path(recipe.store.path) if recipe.store.path else Path("features") / digest(identity)[:16]
+    check_place(path)
+    if len({clip.group for clip in found.clips if clip.split == "train"}) < FEWEST["train"]:
+        raise ValueError(
+            f"train holds one group of the {len(found.clips)} clips, and ridge needs {FEWEST['train']} to hold against "
+            "each other; give more videos, or tell groups apart by data.group (or the CSV's group column)"
+        )
     train = sum(clip.split == "train" for clip in found.clips)
     if ranks.world > train:
         raise ValueError(f"{ranks.world} ranks for {train} train clips; start fewer ranks, or give more clips")
@@ -168,6 +189,21 @@ def plan_features(recipe: Recipe, ranks: Ranks, *, say: Callable[[str], None] = 
             f"{recipe.train.accumulation}"
         )
     return Features(recipe, ranks, found, path, view, columns, say)
+
+
+def split_lines(clips: Sequence[Clip]) -> list[str]:
+    """What stands on which side, and a warning where that is too little to measure anything."""
+    labels = len({clip.label for clip in clips} - {None})
+    counts = {split: sum(clip.split == split for clip in clips) for split in SPLITS}
+    groups = {split: len({clip.group for clip in clips if clip.split == split}) for split in SPLITS}
+    sides = ", ".join(f"{split} {counts[split]}" for split in SPLITS)
+    lines = [f"{len(clips)} clips in {sum(groups.values())} groups, {labels} labels; {sides}"]
+    if groups["test"] < FEW_GROUPS:
+        lines.append(
+            f"test holds {groups['test']} group(s): too few to measure anything, and intervals mean nothing below "
+            f"{FEW_GROUPS}; give more videos, or choose the test clips in a CSV (data=csv)"
+        )
+    return lines
 
 
 def find_recipe_clips(recipe: Recipe) -> Found:

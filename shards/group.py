@@ -21,11 +21,20 @@ Views = Mapping[tuple[int, int], Tensor]  # (frames, pixels) -> (frames, 3, pixe
 class Clip(Protocol):
     """What is extracted. split: train, val or test."""
 
-    key: str
-    source: str
-    label: str | None
-    group: str
-    split: str
+    @property
+    def key(self) -> str: ...
+
+    @property
+    def source(self) -> str: ...
+
+    @property
+    def label(self) -> str | None: ...
+
+    @property
+    def group(self) -> str: ...
+
+    @property
+    def split(self) -> str: ...
 
 
 class Source(Protocol):

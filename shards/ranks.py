@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -38,11 +38,10 @@ class Ranks:
         Raises ValueError where the environment is half set.
         """
         place = read_environment(os.environ if environment is None else environment)
-        os.environ.setdefault(
-            "LOCAL_RANK", str(place["local_rank"])
-        )  # deepspeed reads it; srun and a shell do not set it
         cuda = torch.cuda.is_available()
-        device = torch.device("cuda", place["local_rank"]) if cuda else torch.device("cpu")
+        index = device_index(place["local_rank"], torch.cuda.device_count()) if cuda else place["local_rank"]
+        os.environ["LOCAL_RANK"] = str(index)  # deepspeed takes its device from it; srun and a shell do not set it
+        device = torch.device("cuda", index) if cuda else torch.device("cpu")
         if cuda:
             torch.cuda.set_device(device)
         else:
@@ -85,11 +84,26 @@ class Ranks:
         return bytes(data.tolist()).decode()
 
     def first(self, work: Callable[[], Result]) -> Result:
-        """Does the work on rank 0 and then on the others, for work that leaves files which a second one only finds."""
+        """Does the work on rank 0 and then on the others, for work that leaves files which a second one only finds.
+
+        Where rank 0 fails, the others do not wait for it: they raise FailedElsewhere.
+        """
+        failure = None
         if self.main:
-            result = work()
-        self.barrier()
+            try:
+                result = work()
+            except Exception as error:
+                failure = error
+        told = self.text(f"{type(failure).__name__}: {failure}" if failure else "")
+        if failure is not None:
+            raise failure
+        if told and not self.main:
+            raise FailedElsewhere(f"rank 0 failed with {told}")
         return result if self.main else work()
+
+
+class FailedElsewhere(OSError):
+    """Another rank could not do what this one waits for."""
 
 
 def share_cores(local_world: int) -> None:
@@ -99,42 +113,76 @@ def share_cores(local_world: int) -> None:
         torch.set_num_threads(max(1, cores // local_world))
 
 
-def read_environment(environment: Mapping[str, str]) -> dict:
-    """rank, world, local_rank, local_world, address, port as the launcher set them; a lone process if none did."""
-    if "RANK" in environment and "WORLD_SIZE" in environment:  # deepspeed, torchrun
-        world = int(environment["WORLD_SIZE"])
-        missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in environment]
-        if world > 1 and missing:
-            raise ValueError(
-                f"WORLD_SIZE={world} but {', '.join(missing)} is not set; start with deepspeed or torchrun"
-            )
-        local_world = environment.get("LOCAL_WORLD_SIZE") or environment.get("LOCAL_SIZE") or world
-        return {
-            "rank": int(environment["RANK"]),
-            "world": world,
-            "local_rank": int(environment.get("LOCAL_RANK", 0)),
-            "local_world": int(local_world),
-            "address": environment.get("MASTER_ADDR", "127.0.0.1"),
-            "port": int(environment.get("MASTER_PORT", 29500)),
-        }
-    if int(environment.get("SLURM_NTASKS", 1)) > 1 and "SLURM_PROCID" in environment:  # srun
-        tasks_per_node = environment.get("SLURM_NTASKS_PER_NODE") or environment.get("SLURM_TASKS_PER_NODE", "1")
-        job = int(environment.get("SLURM_JOB_ID", 0))
-        return {
-            "rank": int(environment["SLURM_PROCID"]),
-            "world": int(environment["SLURM_NTASKS"]),
-            "local_rank": int(environment.get("SLURM_LOCALID", 0)),
-            "local_world": int(re.match(r"\d+", tasks_per_node).group()),  # type: ignore[union-attr]
-            "address": environment.get("MASTER_ADDR")
-            or first_host(environment.get("SLURM_STEP_NODELIST", "127.0.0.1")),
-            "port": int(environment.get("MASTER_PORT", 20000 + job % 20000)),
-        }
-    return {"rank": 0, "world": 1, "local_rank": 0, "local_world": 1, "address": "127.0.0.1", "port": 29500}
+def device_index(local_rank: int, devices: int) -> int:
+    """Which of the visible GPUs is this rank's: its own number, or the only one where srun shows each rank but one."""
+    if devices > 1 and local_rank >= devices:
+        raise ValueError(f"local rank {local_rank}, but there are {devices} GPUs; start at most {devices} ranks here")
+    return local_rank if devices > 1 else 0
+
+
+def read_environment(environment: Mapping[str, str]) -> dict[str, Any]:
+    """rank, world, local_rank, local_world, address, port as the launcher set them; a lone process if none did.
+
+    Raises ValueError, naming the variable, where they are half set or make no sense.
+    """
+    given = {name: value for name, value in environment.items() if value}
+    place: dict[str, Any] = {"rank": 0, "world": 1, "local_rank": 0, "local_world": 1}
+    place |= {"address": "127.0.0.1", "port": 29500}
+    if "RANK" in given or ("WORLD_SIZE" in given and "SLURM_PROCID" not in given):
+        place |= read_torchrun(given)
+    elif "SLURM_PROCID" in given and number(given, "SLURM_NTASKS", 1) > 1:
+        place |= read_slurm(given)
+    if place["rank"] >= place["world"]:
+        raise ValueError(
+            f"rank {place['rank']} of {place['world']}: ranks count from 0; start with deepspeed or torchrun"
+        )
+    return place
+
+
+def read_torchrun(given: Mapping[str, str]) -> dict[str, Any]:
+    """What torchrun and the deepspeed launcher set."""
+    world = number(given, "WORLD_SIZE", 1)
+    needed = ["RANK", "WORLD_SIZE"] + (["MASTER_ADDR", "MASTER_PORT"] if world > 1 else [])
+    if missing := [name for name in needed if name not in given]:
+        there = "WORLD_SIZE" if "WORLD_SIZE" in given else "RANK"
+        raise ValueError(
+            f"{there}={given[there]} but {', '.join(missing)} is not set; start with deepspeed or torchrun"
+        )
+    return {
+        "rank": number(given, "RANK", 0),
+        "world": world,
+        "local_rank": number(given, "LOCAL_RANK", 0),
+        "local_world": number(given, "LOCAL_WORLD_SIZE", number(given, "LOCAL_SIZE", world)),
+        "address": given.get("MASTER_ADDR", "127.0.0.1"),
+        "port": number(given, "MASTER_PORT", 29500),
+    }
+
+
+def read_slurm(given: Mapping[str, str]) -> dict[str, Any]:
+    """What srun sets; the port follows from the job, so that all of its tasks agree."""
+    tasks_per_node = given.get("SLURM_NTASKS_PER_NODE") or given.get("SLURM_TASKS_PER_NODE", "1")
+    nodes = given.get("SLURM_STEP_NODELIST") or given.get("SLURM_JOB_NODELIST", "127.0.0.1")
+    return {
+        "rank": number(given, "SLURM_PROCID", 0),
+        "world": number(given, "SLURM_NTASKS", 1),
+        "local_rank": number(given, "SLURM_LOCALID", 0),
+        "local_world": int(re.match(r"\d+", tasks_per_node).group()),  # type: ignore[union-attr]
+        "address": given.get("MASTER_ADDR") or first_host(nodes),
+        "port": number(given, "MASTER_PORT", 20000 + number(given, "SLURM_JOB_ID", 0) % 20000),
+    }
+
+
+def number(given: Mapping[str, str], name: str, default: int) -> int:
+    """A variable of the environment. Raises ValueError unless it is a whole number."""
+    text = given.get(name, str(default))
+    if not text.isdecimal():
+        raise ValueError(f"{name}={text} must be a whole number, at least 0; start with deepspeed, torchrun or srun")
+    return int(text)
 
 
 def first_host(nodes: str) -> str:
-    """The first host of SLURM's compact list: node[003-007,9],gpu1 -> node003."""
-    match = re.match(r"([^,\[]+)(?:\[([^\],-]+)[^\]]*\])?", nodes)
-    if not match:
+    """The first host of SLURM's compact list: node[003-007,9]-ib,gpu1 -> node003-ib."""
+    host = re.sub(r"\[(\w+)[^\]]*\]", r"\1", nodes).split(",")[0]
+    if not re.fullmatch(r"[\w.:-]+", host):
         raise ValueError(f"SLURM's node list {nodes!r} cannot be read; set MASTER_ADDR")
-    return match.group(1) + (match.group(2) or "")
+    return host

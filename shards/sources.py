@@ -10,6 +10,7 @@ import csv
 import glob
 import json
 import os
+import re
 import tarfile
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -51,6 +52,15 @@ def _is_video(name: str) -> bool:
     return name.rpartition(".")[2].lower() in EXTENSIONS
 
 
+def _text(name: str) -> str:
+    """A file's name as text that can be written and printed; bytes that are not UTF-8 become \\xff."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def _some(names: Sequence[str], most: int = 3) -> str:
+    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
+
+
 def report(problems: Sequence[str], where: str) -> None:
     """All problems of a source in one error."""
     if problems:
@@ -62,7 +72,9 @@ def _fields(row: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """label, split, group, start and end of a CSV row or a JSON object, and what is wrong with them."""
     texts = {name: str(row[name]).strip() for name in COLUMNS[1:] if row.get(name) is not None}
     values: dict[str, Any] = {name: text for name, text in texts.items() if text}
-    problems = []
+    problems = [
+        f"{name} is {texts[name]}; it must be text or a number" for name in texts if isinstance(row[name], (dict, list))
+    ]
     if values.get("split", "train") not in SPLITS:
         problems.append(f"split is {values['split']!r}; it is one of {', '.join(SPLITS)}")
     for name in ("start", "end"):
@@ -82,7 +94,8 @@ def _fields(row: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
 
 
 def _files(folder: Path, above: tuple[str, ...] = ()) -> Iterator[Path]:
-    """Files under a folder, following links but never in circles; hidden ones are left out."""
+    """Files under a folder, links that lead nowhere included, following links but never in circles; hidden ones are
+    left out."""
     real = os.path.realpath(folder)
     if real in above:
         return
@@ -91,7 +104,7 @@ def _files(folder: Path, above: tuple[str, ...] = ()) -> Iterator[Path]:
             continue
         if entry.is_dir():
             yield from _files(Path(entry.path), (*above, real))
-        elif entry.is_file():
+        elif entry.is_file() or (entry.is_symlink() and not os.path.exists(entry.path)):
             yield Path(entry.path)
 
 
@@ -99,32 +112,42 @@ def read_folder(root: Path) -> tuple[list[Video], list[str]]:
     """DIR/<class>/**/video; a video directly in DIR has no label."""
     if not root.is_dir():
         raise FileNotFoundError(f"data.root={root} is not a folder; it should hold one folder of videos per class")
-    names = sorted(path.relative_to(root).as_posix() for path in tqdm(_files(root), desc="list", unit="file", delay=1))
-    videos, ignored = [], []
-    for name in names:
+    try:
+        found = list(tqdm(_files(root), desc="list", unit="file", delay=1))
+    except OSError as error:
+        why = f"{error.filename} cannot be listed ({error.strerror})"
+        raise OSError(f"data.root={root}: {why}; allow it, or move it elsewhere") from error
+    paths = {path.relative_to(root).as_posix(): path for path in found}
+    videos, ignored, gone = [], [], []
+    for name, path in sorted(paths.items()):
+        text = _text(name)
         if not _is_video(name):
-            ignored.append(name)
-            continue
-        path, label = root / name, name.partition("/")[0] if "/" in name else None
-        videos.append(Video(str(path), name, os.path.realpath(path), path.stat().st_size, label))
+            ignored.append(text)
+        elif not path.exists():
+            gone.append(text)
+        else:
+            label = text.partition("/")[0] if "/" in text else None
+            videos.append(Video(str(path), text, os.path.realpath(path), path.stat().st_size, label))
+    notes = [f"{len(ignored)} files left out, no videos by their extension: {_some(ignored)}"] if ignored else []
+    notes += [f"{len(gone)} links left out, they lead nowhere: {_some(gone)}"] if gone else []
     if not videos:
-        raise ValueError(f"data.root={root} holds no video among {len(names)} files; known: {', '.join(EXTENSIONS)}")
-    few = ", ".join(ignored[:3]) + (", ..." if len(ignored) > 3 else "")
-    return videos, [f"{len(ignored)} files left out, no videos by their extension: {few}"] if ignored else []
+        why = "; ".join(notes) or "it is empty"
+        raise ValueError(f"data.root={root} holds no video: {why}. Known extensions: {', '.join(EXTENSIONS)}")
+    return videos, notes
 
 
 def read_csv(path: Path, root: Path | None) -> tuple[list[Video], list[str]]:
     """path,label[,split,group,start,end]; relative paths start at data.root, else at the CSV's folder."""
     if not path.is_file():
         raise FileNotFoundError(f"data.csv={path} is not a file")
-    root, videos, problems, seen = root or path.parent, [], [], {}  # type: ignore[var-annotated]
+    root = Path(os.path.abspath(root or path.parent))  # so that a name does not depend on how the folder is written
+    videos, problems, seen = [], [], {}  # type: ignore[var-annotated]
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file, strict=True)
             columns = [name.strip() for name in reader.fieldnames or ()]
             reader.fieldnames = columns
-            if missing := [name for name in COLUMNS[:2] if name not in columns]:
-                raise ValueError(f"{path}: no column {' and no column '.join(missing)}; the header is {columns}")
+            _check_header(path, columns)
             for row in reader:
                 video, wrong = _csv_row(row, root)
                 again = seen.setdefault((video.identity, video.start, video.end), reader.line_num)
@@ -132,13 +155,25 @@ def read_csv(path: Path, root: Path | None) -> tuple[list[Video], list[str]]:
                     wrong.append(f"the same clip as in line {again}")
                 problems += [f"line {reader.line_num}, {video.name or 'no path'}: {problem}" for problem in wrong]
                 videos.append(video)
+    except OSError as error:
+        raise OSError(f"data.csv={path} cannot be read: {error.strerror}") from error
     except (csv.Error, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} cannot be read as CSV in UTF-8: {error}") from error
+        raise ValueError(f"{path} cannot be read as CSV in UTF-8: {error}; save it as comma-separated UTF-8") from error
     report(problems, str(path))
     if not videos:
         raise ValueError(f"{path} has a header and no rows")
     unknown = [name for name in columns if name not in COLUMNS]
     return videos, [f"columns of {path.name} that mean nothing here: {', '.join(unknown)}"] if unknown else []
+
+
+def _check_header(path: Path, columns: Sequence[str]) -> None:
+    if missing := [name for name in COLUMNS[:2] if name not in columns]:
+        raise ValueError(
+            f"{path}: no column {' and no column '.join(missing)}; the header is {list(columns)}. The first line names "
+            f"the columns, separated by commas: {','.join(COLUMNS[:2])}[,{','.join(COLUMNS[2:])}]"
+        )
+    if twice := [name for name in COLUMNS if columns.count(name) > 1]:
+        raise ValueError(f"{path}: the header has {twice[0]} {columns.count(twice[0])} times; rename one of them")
 
 
 def _csv_row(row: dict[str, Any], root: Path) -> tuple[Video, list[str]]:
@@ -149,22 +184,35 @@ def _csv_row(row: dict[str, Any], root: Path) -> tuple[Video, list[str]]:
     if None in row:
         problems.append("more fields than the header has columns")
     if not text or not path.is_file():
-        problems.append(f"no file at {path}")
+        problems.append(
+            "the path is empty" if not text else f"{path} is a folder" if path.is_dir() else f"no file at {path}"
+        )
         return Video(str(path), text, f"{text}:{id(row)}", 0), problems
     return Video(str(path), name, os.path.realpath(path), path.stat().st_size, **values), problems
 
 
-def read_tars(pattern: str, root: Path | None) -> tuple[list[Video], list[str]]:
-    """Tars of video files, each with an optional .json (label, group, split, start, end), .cls or .txt (label)."""
+def _tar_paths(pattern: str, root: Path | None) -> Iterator[Path]:
+    """The files that a path, a glob or a brace pattern names, every one of them there."""
     import braceexpand  # type: ignore[import-untyped]
 
-    paths: list[Path] = []
-    for part in braceexpand.braceexpand(pattern):
+    try:
+        parts = list(braceexpand.braceexpand(pattern))
+    except ValueError as error:
+        raise ValueError(f"data.tars={pattern}: {error}; write it as in clips-{{000..009}}.tar") from error
+    for part in parts:
         text = str(root / part) if root else part
         matches = sorted(glob.glob(text, recursive=True)) if glob.has_magic(text) else [text]
         if not matches or not os.path.isfile(matches[0]):
-            raise FileNotFoundError(f"data.tars={pattern}: no file at {text}")
-        paths += map(Path, matches)
+            why = f"{text} is a folder; write {text}/*.tar" if os.path.isdir(text) else f"no file at {text}"
+            if re.search(r"::|://|^pipe:", pattern):
+                why += "; only files on this machine are read, as one path, glob or brace pattern"
+            raise FileNotFoundError(f"data.tars={pattern}: {why}")
+        yield from map(Path, matches)
+
+
+def read_tars(pattern: str, root: Path | None) -> tuple[list[Video], list[str]]:
+    """Tars of video files, each with an optional .json (label, group, split, start, end), .cls or .txt (label)."""
+    paths = list(_tar_paths(pattern, root))
     base = os.path.commonpath([path.absolute().parent for path in paths])
     videos, problems, left_out = [], [], Counter[str]()
     for path in tqdm(dict.fromkeys(paths), desc="index tars", unit="tar", delay=1):
@@ -172,7 +220,7 @@ def read_tars(pattern: str, root: Path | None) -> tuple[list[Video], list[str]]:
         try:
             more, wrong = _index_tar(path, shard, left_out)
         except (tarfile.TarError, OSError) as error:
-            raise ValueError(f"{path} is not a whole, uncompressed tar: {error}") from error
+            raise ValueError(f"{path} is not a whole, uncompressed tar: {error}; copy or unpack it again") from error
         videos += more
         problems += wrong
     report(problems, f"data.tars={pattern}")
@@ -188,25 +236,32 @@ def _index_tar(path: Path, shard: str, left_out: Counter[str]) -> tuple[list[Vid
     problems = []
     with tarfile.open(path, "r:") as tar:
         for member in tar:
-            folder, _, file = member.name.rpartition("/")
+            text = _text(member.name).removeprefix("./")
+            folder, _, file = text.rpartition("/")
             stem, _, suffix = file.partition(".")
             sample, kind = f"{folder}/{stem}", suffix.rpartition(".")[2].lower()
-            if not stem or not member.isfile() or member.issparse():
+            if not stem or member.isdir():
+                continue
+            if not member.isfile() or member.issparse():
+                left_out[f".{kind}, no plain file"] += 1
                 continue
             if kind in EXTENSIONS:
                 if sample in samples:
-                    problems.append(f"{shard}::{member.name}: a second video beside {samples[sample].name}")
-                name = f"{shard}::{member.name}"
+                    problems.append(
+                        f"{shard}::{text}: a second video beside {samples[sample].name}: both have the key {stem!r}, "
+                        "what stands before the first dot"
+                    )
+                name = f"{shard}::{text}"
                 samples[sample] = Video(str(path), name, name, member.size, offset=member.offset_data)
             elif kind in ("json", "cls", "txt") and member.size <= SIDECAR_BYTES:
                 try:
-                    text = tar.extractfile(member).read().decode()  # type: ignore[union-attr]
-                    fields[sample][kind] = json.loads(text) if kind == "json" else {"label": text}
+                    data = tar.extractfile(member).read().decode()  # type: ignore[union-attr]
+                    fields[sample][kind] = json.loads(data) if kind == "json" else {"label": data}
                     if not isinstance(fields[sample][kind], dict):
                         raise ValueError("not a JSON object")
                 except ValueError as error:
                     fields[sample].pop(kind, None)
-                    problems.append(f"{shard}::{member.name}: {error}")
+                    problems.append(f"{shard}::{text}: {error}")
             else:
                 left_out[f".{kind}"] += 1
     for sample, video in samples.items():

@@ -7,6 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 
 SPLITS = ("train", "val", "test")
+FEWEST = {"train": 2, "val": 1, "test": 1}  # groups of a split; ridge holds train groups against each other
 BOUNDS = {"train": (0.0, 0.70), "val": (0.70, 0.85), "test": (0.85, 1.0)}  # shares of the hash's range [0, 1)
 
 
@@ -26,9 +27,9 @@ def assign_splits(groups: Sequence[str], given: Sequence[str | None]) -> tuple[l
     """The split of every clip, and notes on what had to be moved.
 
     groups: each clip's group. given: each clip's split as the user states it, or None. A given split holds for the
-    whole group; the other groups are hashed. Where that leaves a split empty, the hashed group that lies nearest to it
-    moves there. Raises ValueError when a group is given two splits, when there are fewer than three groups, and when
-    given splits leave one empty that no hashed group can fill.
+    whole group; the other groups are hashed. Where that leaves a split with too few groups, the hashed group that lies
+    nearest to it moves there. Raises ValueError when a group is given two splits, when there are fewer than three
+    groups, and when given splits leave one with too few that no hashed group can fill.
     """
     names = list(dict.fromkeys(groups))
     if len(names) < len(SPLITS):
@@ -40,19 +41,19 @@ def assign_splits(groups: Sequence[str], given: Sequence[str | None]) -> tuple[l
     stated = _stated(groups, given)
     chosen = {name: stated.get(name) or split_of(name) for name in names}
     notes = []
-    for empty in SPLITS:
-        count = Counter(chosen.values())
-        if count[empty]:
-            continue
-        movable = [name for name in names if name not in stated and count[chosen[name]] > 1]
-        if not movable:
-            raise ValueError(
-                f"no clip is in {empty}: the given splits hold {dict(count)} groups and none of them may be moved; "
-                f"give at least one group split={empty}"
-            )
-        name = min(movable, key=lambda name: (_distance(name, empty), name))
-        notes.append(f"group {name!r} moved from {chosen[name]} to {empty}, which the hash had left empty")
-        chosen[name] = empty
+    fewest = FEWEST if len(names) >= sum(FEWEST.values()) else dict.fromkeys(SPLITS, 1)
+    for short in SPLITS:
+        while (count := Counter(chosen.values()))[short] < fewest[short]:
+            movable = [name for name in names if name not in stated and count[chosen[name]] > fewest[chosen[name]]]
+            if not movable:
+                held = ", ".join(f"{split} {count[split]}" for split in SPLITS)
+                raise ValueError(
+                    f"{short} has {count[short]} group(s) and needs {fewest[short]}: with the given splits the groups "
+                    f"are {held}, and none is free to move; give more groups split={short}, or leave some open"
+                )
+            name = min(movable, key=lambda name: (_distance(name, short), name))
+            notes.append(f"group {name!r} moved from {chosen[name]} to {short}, where the hash had put too few")
+            chosen[name] = short
     return [chosen[group] for group in groups], notes
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from math import prod
+from math import isfinite, prod
 from typing import Any
 
 import torch
@@ -38,23 +38,21 @@ class TokenLayout:
     extent: tuple[Span, Span, Span] = FULL_VIEW
 
     def __post_init__(self) -> None:
-        special = tuple(self.special)
-        if self.grid is None:
-            special = special or (POOLED,)
-        else:
-            grid = tuple(int(n) for n in self.grid)
-            if len(grid) != 3 or min(grid) < 1:
-                raise ValueError(
-                    f"grid is {self.grid!r}; it must be three positive counts (t, h, w), or None for pooled"
-                )
-            object.__setattr__(self, "grid", grid)
-        if self.dim < 1:
-            raise ValueError(f"dim is {self.dim}; a token must have at least one channel")
+        grid = None if self.grid is None else tuple(self.grid)
+        if grid is not None and (len(grid) != 3 or not all(map(_is_count, grid))):
+            raise ValueError(f"grid is {self.grid!r}; it must be three positive counts (t, h, w), or None for pooled")
+        if not _is_count(self.dim):
+            raise ValueError(f"dim is {self.dim!r}; a token has a whole number of channels, at least one")
+        special: Any = self.special
+        if isinstance(special, str) or not all(isinstance(name, str) for name in special):
+            raise ValueError(f"special is {special!r}; it must be a sequence of names")
+        special = tuple(special) or ((POOLED,) if grid is None else ())
         if len(set(special)) != len(special):
             raise ValueError(f"special tokens {special} repeat a name; each needs its own")
         extent = tuple((float(low), float(high)) for low, high in self.extent)
-        if len(extent) != 3 or any(not low < high for low, high in extent):
-            raise ValueError(f"extent is {self.extent!r}; it must be three spans (low, high) with low < high")
+        if len(extent) != 3 or not all(low < high and isfinite(high - low) for low, high in extent):
+            raise ValueError(f"extent is {self.extent!r}; it must be three spans (low, high) with low < high, finite")
+        object.__setattr__(self, "grid", grid)
         object.__setattr__(self, "special", special)
         object.__setattr__(self, "extent", extent)
 
@@ -115,8 +113,12 @@ class TokenLayout:
             raise ValueError(f"a layout has the entries {sorted(known)} (grid and dim required), got {data!r}")
         extent = data.get("extent") or FULL_VIEW
         return cls(
-            grid=tuple(data["grid"]) if data["grid"] else None,
-            dim=int(data["dim"]),
-            special=tuple(data.get("special") or ()),
-            extent=tuple((float(low), float(high)) for low, high in extent),  # type: ignore[arg-type]
+            grid=None if data["grid"] is None else tuple(data["grid"]),
+            dim=data["dim"],
+            special=data.get("special") or (),
+            extent=extent,
         )
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1

@@ -5,9 +5,11 @@ Axes: b clips, t h w token grid, p prefix tokens, d width of a token; a video is
 
 from __future__ import annotations
 
+import json
 from difflib import get_close_matches
 from typing import Any
 
+import torch
 from einops import rearrange
 from torch import Tensor, nn
 
@@ -50,7 +52,8 @@ def timm_frames(
             f"timm_frames cannot emit the special tokens {list(special)}: its prefix tokens belong to single frames; "
             "leave special empty"
         )
-    network, weights, published = load(source, model=model, pixels=pixels, seed=seed)
+    with torch.random.fork_rng(devices=[]):  # timm draws random weights before it loads others
+        network, weights, published = load(source, model=model, pixels=pixels, seed=seed)
     patch = network.patch_embed.patch_size[0]
     if frames < 1 or pixels % patch:
         raise ValueError(
@@ -92,11 +95,7 @@ def load(source: WeightSource, *, model: str, pixels: int, seed: int) -> tuple[A
 
     shape: dict[str, Any] = {"img_size": pixels, "num_classes": 0}
     if source.standin:
-        architecture = model.partition(".")[0]  # without the tag of its weights
-        if not timm.models.is_model_in_modules(architecture, MODULES):
-            close = get_close_matches(architecture, timm.list_models("vit*"), n=1)
-            hint = f'; did you mean "{close[0]}"?' if close else ""
-            raise ValueError(f'timm_frames: model "{model}" is not one of timm\'s plain ViTs{hint}')
+        architecture = check_architecture(model)
         # No layer scale: it starts at 1e-5 in some architectures and would silence the untrained blocks.
         network = build_seeded(
             lambda: timm.create_model(architecture, depth=DEPTH, init_values=None, **shape), seed=seed
@@ -110,5 +109,18 @@ def load(source: WeightSource, *, model: str, pixels: int, seed: int) -> tuple[A
         except network_errors() as error:
             raise unavailable("timm_frames", published, error) from error
     folder = source.folder("timm_frames")
+    check_architecture(str(json.loads((folder / "config.json").read_text()).get("architecture")))
     weights = f"local:{digest_of_weights(folder)}"
     return timm.create_model(f"local-dir:{folder}", pretrained=True, **shape), weights, source.declared(PUBLISHED)
+
+
+def check_architecture(model: str) -> str:
+    """timm's name without the tag of its weights. Raises ValueError unless it is one of timm's plain ViTs."""
+    import timm
+
+    architecture = model.partition(".")[0]
+    if not timm.models.is_model_in_modules(architecture, MODULES):
+        close = get_close_matches(architecture, timm.list_models("vit*"), n=1)
+        hint = f'; did you mean "{close[0]}"?' if close else ""
+        raise ValueError(f'timm_frames: model "{model}" is not one of timm\'s plain ViTs{hint}')
+    return architecture

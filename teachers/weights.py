@@ -98,12 +98,14 @@ def origin(
 
 
 def digest_of_weights(folder: Path) -> str:
-    """First 16 hex digits of a sha256 over the folder's weight files, in the order of their names."""
+    """First 16 hex digits of a sha256 over what decides a folder's function, in the order of the names: its weights,
+    and its JSON files, for a configuration or another mean of the colours makes another function of the same weights.
+    """
     pattern = next((pattern for pattern in WEIGHT_FILES if any(folder.glob(pattern))), None)
     if pattern is None:
         raise WeightsNotFound(f"{folder} holds no weights ({' or '.join(WEIGHT_FILES)}); save_pretrained writes them")
     digest = hashlib.sha256()
-    for path in sorted(folder.glob(pattern)):
+    for path in sorted([*folder.glob(pattern), *folder.glob("*.json")]):
         with path.open("rb") as file:
             while block := file.read(1 << 22):
                 digest.update(block)

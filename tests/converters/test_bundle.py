@@ -73,6 +73,8 @@ def test_export_of_non_commercial_weights_warns(tmp_path, caplog):
         tiny("linear").save(tmp_path / "b", card={"origins": {"vivit": {"licence": "apache-2.0"}}})
     assert not caplog.text
     assert "license: apache-2.0" in (tmp_path / "b" / "README.md").read_text()
+    tiny("linear").save(tmp_path / "c", card={"origins": {"student": {"weights": "local:0", "licence": None}}})
+    assert "license: other" in (tmp_path / "c" / "README.md").read_text()
 
 
 @pytest.mark.parametrize("licence", ["cc by nc 4.0", "CC-BY-NC-SA-4.0", "Non-Commercial research", "noncommercial"])
@@ -102,6 +104,14 @@ def test_a_card_of_other_things(card, match, tmp_path):
         tiny("linear").save(tmp_path, card=card)
 
 
+def test_weights_that_are_not_finite_are_refused_at_the_door(tmp_path):
+    converter = tiny("perceiver")
+    converter.branch.latents.data[2, 3] = float("inf")
+    with pytest.raises(ValueError, match="branch.latents holds inf"):
+        converter.save(tmp_path / "bundle")
+    assert not (tmp_path / "bundle").exists()
+
+
 def test_half_precision_is_refused_at_the_door(tmp_path):
     with pytest.raises(ValueError, match=r"bfloat16\) is not float32"):
         tiny("linear").bfloat16().save(tmp_path)
@@ -119,6 +129,9 @@ CONFIGS = {
     "seed": (lambda c: c["converter"].update(seed=-1), "seed is -1"),
     "grid": (lambda c: c["converter"]["student"].update(grid=[10**9] * 3), r"converter.student has .*\(10000000000000"),
     "dim": (lambda c: c["converter"]["student"].update(dim=10**12), "1000000000000"),
+    "long": (lambda c: c["converter"]["student"].update(grid=[300, 1, 1]), r"\(300, 300, 0, 24\); at most"),
+    "bool": (lambda c: c["converter"]["student"].update(dim=True), "dim is True"),
+    "empty": (lambda c: c["converter"]["student"].update(grid=[]), r"grid is \(\)"),
     "float": (lambda c: c["converter"]["student"].update(dim=24.5), "24.5"),
     "extent": (lambda c: c["converter"]["student"].update(extent=[[0, float("inf")]] * 3), "inf"),
     "special": (lambda c: c["converter"]["targets"]["vivit"].update(special="cls"), "'cls'"),
@@ -140,7 +153,9 @@ def test_hostile_configs(case, bundle):
     assert str(bundle) in str(caught.value)
 
 
-@pytest.mark.parametrize("text", ["{", "[1, 2]", "\x00", '{"version": 1}', "[" * 100_000])
+@pytest.mark.parametrize(
+    "text", ["{", "[1, 2]", "\x00", '{"version": 1}', "[" * 100_000, '{"version": ' + "9" * 5000 + "}"]
+)
 def test_configs_that_are_none(text, bundle):
     (bundle / "config.json").write_text(text)
     with pytest.raises(ValueError, match=r"config.json"):
@@ -159,6 +174,7 @@ TENSORS = {
     "dtype": (lambda t: t.update({"branch.latents": torch.ones(6, 16).half()}), "latents is F16"),
     "scale": (lambda t: poke(t, "student_normaliser.scale", 0.0), "'student': scale of channel 0 is 0.0"),
     "mean": (lambda t: poke(t, "target_normalisers.vivit.mean", float("nan")), "'vivit': mean of channel 0 is nan"),
+    "weight": (lambda t: t["branch.latents"].fill_(float("nan")), "branch.latents holds nan"),
 }
 
 

@@ -67,6 +67,9 @@ def test_names_are_found():
         ({"targets": {}}, "targets is empty"),
         ({"targets": {"a.b": TARGETS["vivit"]}}, "'a.b'"),
         ({"targets": {"pop": TARGETS["vivit"]}}, "'pop'"),
+        ({"targets": {"copy": TARGETS["vivit"]}}, "target is called 'copy'"),
+        ({"targets": {"training": TARGETS["vivit"]}}, "target is called 'training'"),
+        ({"targets": {"x": TokenLayout((1, 1, 1), 3, ("training",))}}, "special token of 'x' is called 'training'"),
         ({"targets": {"x": TokenLayout((1, 1, 1), 3, ("grid",))}}, "special token of 'x' is called 'grid'"),
     ],
 )

@@ -95,6 +95,7 @@ def test_queries_of_a_choice():
         (torch.tensor([0.0]), "torch.float32"),
         (torch.tensor([[0]]), r"shape \(1, 1\)"),
         (torch.tensor([], dtype=torch.long), r"shape \(0,\)"),
+        ([0, 1], "positions are a list; give a LongTensor"),
     ],
 )
 def test_bad_choices_are_named(index, match):
@@ -131,7 +132,10 @@ def test_stratified_follows_its_generator():
 
 
 def test_fourier_stays_below_nyquist_and_caps():
-    assert grid_bands((8, 14, 1)) == (7, 13, 1)
+    assert grid_bands(TokenLayout((8, 14, 1), 3)) == (7, 13, 1)
+    assert grid_bands(TokenLayout((8, 14, 16), 3, (), CROP)) == (7, 13, 15)
+    wide = ((0.0, 1.0), (-0.5, 1.5), (-0.4, 1.4))  # a view cut out of what the features saw
+    assert grid_bands(TokenLayout((8, 14, 16), 3, (), wide)) == (7, 6, 8)  # below 14 / 2 and 16 / 1.8
     bands, cap = (7, 15, 15), (7, 13, 13)
     coords = draw(5, 3).sigmoid()
     full, capped = fourier(coords, bands), fourier(coords, bands, cap)

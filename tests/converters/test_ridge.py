@@ -95,6 +95,22 @@ def test_autocast_does_not_reach_the_products():
     assert torch.equal(inside.xx, filled(clips, {"true": targets}).xx)
 
 
+@pytest.mark.parametrize("rows", [1, 40])
+def test_fewer_rows_than_inputs(rows):
+    """Pooled targets: a row a clip. The sums are singular, and rounding makes eigenvalues negative."""
+    wide, clips = 300, 6
+    equations = NormalEquations(wide, E, folds=3)
+    xs = [draw(rows, wide, seed=at) * 30 for at in range(clips)]
+    ys = [draw(rows, E, seed=90 + at) for at in range(clips)]
+    for at, (x, y) in enumerate(zip(xs, ys, strict=True)):
+        equations.add(x, {"true": y}, fold=at % 3)
+    found = equations.solve(penalties=[1e-6])["true"]
+    x, y = torch.cat(xs).double(), torch.cat(ys).double()
+    penalty = 1e-6 * float((x.T @ x).diagonal().mean())
+    dual = x.T @ torch.linalg.solve(x @ x.T + penalty * torch.eye(len(x), dtype=torch.float64), y)
+    assert torch.allclose(found.weight, dual.T, atol=1e-8)
+
+
 def test_one_group_has_no_fold():
     equations = NormalEquations(D, E, folds=FOLDS)
     equations.add(draw(ROWS, D), {"true": draw(ROWS, E)}, fold=2)

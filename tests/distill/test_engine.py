@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from distill.engine import Engine, load_parameters, schedule
+from distill.engine import Engine, load_parameters, parameter_groups, schedule
 from shards.ranks import Ranks
 
 
@@ -111,6 +111,29 @@ def test_schedule_warms_up_and_ends_at_nothing() -> None:
     assert shares[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
     assert shares[5] == pytest.approx(1.0) and shares[-1] < 0.001
     assert all(a >= b for a, b in pairwise(shares[5:]))
+
+
+def test_vectors_do_not_decay_and_slow_parts_have_a_share_of_the_rate() -> None:
+    parameters = dict(Regression().named_parameters())
+    groups = parameter_groups(parameters, lr=1.0, slow={"skips": 0.1}, weight_decay=0.02)
+    found = {id(p): (group["lr"], group["weight_decay"]) for group in groups for p in group["params"]}
+    assert {name: found[id(p)] for name, p in parameters.items()} == {
+        "branch.0.weight": (1.0, 0.02),
+        "branch.0.bias": (1.0, 0.0),
+        "branch.2.weight": (1.0, 0.02),
+        "branch.2.bias": (1.0, 0.0),
+        "skips.weight": (0.1, 0.02),
+        "skips.bias": (0.1, 0.0),
+    }
+
+
+def test_gradients_are_clipped(ranks: Ranks) -> None:
+    """Adam ignores a common factor, but not one that changes: after one clipped step its moments say the norm."""
+    _, engine = start(clip_norm=1e-3)
+    run(engine, 0, 1)
+    moments = [value for name, value in engine.state().items() if name.startswith("exp_avg/")]
+    norm = torch.cat([value.flatten() for value in moments]).norm() / (1 - 0.9)
+    assert float(norm) == pytest.approx(1e-3, rel=1e-2)
 
 
 def test_a_foreign_state_is_refused(ranks: Ranks) -> None:

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import yaml
 
 from converters import load_converter
-from distill import run, scoreboard
+from distill import evaluate, fit, run, scoreboard
 from distill.runfolder import read_metrics
 from shards import FeatureStore
 
@@ -36,6 +40,26 @@ def start(command: list[str], tmp_path: Path, *, launcher: list[str] | None = No
     line = [*(launcher or [sys.executable]), str(ROOT / "distill" / "run.py"), *command]
     with open(tmp_path / "output.txt", "a") as output:
         return subprocess.Popen(line, cwd=tmp_path, env=environment, stdout=output, stderr=subprocess.STDOUT)
+
+
+def free_port() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
+
+
+def start_ranks(
+    command: list[str], tmp_path: Path, *, script: Path = ROOT / "distill" / "run.py"
+) -> list[subprocess.Popen]:
+    """Two ranks without a launcher, which would end one when the other ends."""
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "OMP_NUM_THREADS": "1"}
+    processes = []
+    for rank in "01":
+        environment = {**os.environ, **shared, "RANK": rank, "LOCAL_RANK": rank, "PYTHONPATH": str(ROOT)}
+        with open(tmp_path / "output.txt", "a") as output:
+            line = [sys.executable, str(script), *command]
+            processes.append(subprocess.Popen(line, cwd=tmp_path, env=environment, stdout=output, stderr=output))
+    return processes
 
 
 def finish(process: subprocess.Popen, tmp_path: Path) -> int:
@@ -121,7 +145,7 @@ def test_scoreboard_refuses_other_clips(tmp_path: Path, capsys: pytest.CaptureFi
 def test_two_ranks_take_the_same_steps(tiny: list[str], tmp_path: Path) -> None:
     tiny = [*tiny, "evaluate.floors=[ridge,shuffled]"]
     assert finish(start([*tiny, "run.name=one"], tmp_path), tmp_path) == 0
-    launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", "2", "--master_port", "29631"]
+    launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", "2", "--master_port", free_port()]
     two = start([*tiny, "run.name=two", "engine=zero1"], tmp_path, launcher=launcher)
     assert finish(two, tmp_path) == 0
     one, two_ = (losses(tmp_path / "runs" / name) for name in ("one", "two"))
@@ -155,11 +179,133 @@ def test_stopped_and_killed_runs_resume_exactly(tiny: list[str], tmp_path: Path)
     assert results[0]["targets"] == results[1]["targets"]
 
 
-def test_resuming_under_other_settings_is_refused(tiny: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_split_has_its_use(tiny: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fitted on train, chosen on val, told from test: which clips each stage reads, and of nothing else."""
+    read: list[tuple[str, set[str]]] = []
+
+    def spy(stage: str, work: Callable) -> Callable:
+        def spied(store: FeatureStore, *, indices: Sequence[int], **options: Any) -> Any:
+            read.append((stage, {store.clips[index]["split"] for index in indices}))
+            assert len(indices) == len(set(indices)) == sum(len(store.indices(split)) for split in read[-1][1])
+            pairs = {index for order in (options.get("paired") or {}).values() for index in order}
+            assert {store.clips[index]["split"] for index in pairs} <= {"train"}
+            return work(store, indices=indices, **options)
+
+        return spied
+
+    monkeypatch.setattr(fit, "scan", spy("fit", fit.scan))
+    monkeypatch.setattr(evaluate, "scan", spy("score", evaluate.scan))
+    monkeypatch.setattr(run, "BatchReader", spy("train", run.BatchReader))
+    assert run.main([*tiny, "train.steps=6"]) == 0
+    stages = [(stage, *splits) for stage, splits in read]
+    assert set(stages[:2]) == {("fit", "train")} and stages[2] == ("train", "train")
+    assert stages[3:-1] == [("score", "val")] * 3 and stages[-1] == ("score", "test")
+
+
+def test_a_run_starts_at_the_ridge(tiny: list[str], tmp_path: Path) -> None:
+    """One step at next to no rate: converter and skip are the ridge, and their own scores in the summary."""
+    assert run.main([*tiny, "train.steps=1", "train.lr=1e-12", "train.min_lr=0", "run.name=run"]) == 0
+    summary = json.loads((tmp_path / "runs" / "run" / "summary.json").read_text())
+    floors = {name: found["videomae"]["r2c"] for name, found in summary["floors"].items()}
+    assert floors["ridge"] > 0.9
+    assert [floors["skip"], floors["mlp"]] == pytest.approx([floors["ridge"]] * 2, abs=1e-6)
+    assert summary["targets"]["videomae"]["r2c"] == pytest.approx(floors["ridge"], abs=1e-6)
+
+
+def test_a_finished_run_resumes_to_the_same_end(tiny: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     tiny = [*tiny, "evaluate.floors=[ridge]", "run.name=run"]
+    folder = Path(next(word.split("=", 1)[1] for word in tiny if word.startswith("run.dir"))) / "run"
     assert run.main(tiny) == 0
+    metrics, targets = (
+        (folder / "metrics.jsonl").read_text(),
+        json.loads((folder / "summary.json").read_text())["targets"],
+    )
+    assert run.main([*tiny, "train.resume=auto"]) == 0
+    assert (folder / "metrics.jsonl").read_text() == metrics
+    assert json.loads((folder / "summary.json").read_text())["targets"] == targets
+    recipe = (folder / "recipe.yaml").read_text()
+
+    capsys.readouterr()
     assert run.main([*tiny, "train.resume=auto", "train.lr=0.01"]) == 1
-    assert "train.lr was 0.001, now 0.01" in capsys.readouterr().err
+    captured = capsys.readouterr()
+    assert "train.lr was 0.001, now 0.01" in captured.err
+    assert "ridge" not in captured.err, "refused after work"
+    assert (folder / "recipe.yaml").read_text() == recipe, "a refused run must not rewrite what the run was"
+
+
+def test_resuming_on_other_clips_is_refused(
+    tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One video more gives other features and another order of samples, under a recipe that has not changed."""
+    root, videos = tmp_path / "videos", Path(next(w.split("=", 1)[1] for w in tiny if w.startswith("data.root")))
+    shutil.copytree(videos, root)
+    tiny = [word for word in tiny if not word.startswith("store.path")]
+    tiny = [*tiny, f"data.root={root}", f"store.path={tmp_path / 'store'}", "evaluate.floors=[ridge]", "run.name=run"]
+    assert run.main([*tiny, "train.steps=5"]) == 0
+    shutil.copy(videos / "left" / "00.mp4", root / "left" / "99.mp4")
+    shutil.rmtree(tmp_path / "store")
+    assert run.main([*tiny, "train.steps=5", "train.resume=auto"]) == 1
+    assert "features.data was " in capsys.readouterr().err
+
+
+def test_a_run_that_failed_before_its_first_step_leaves_its_name_free(tiny: list[str]) -> None:
+    tiny = [*tiny, "evaluate.floors=[ridge]", "run.name=run"]
+    assert run.main([*tiny, "converter.options.latents=0"]) == 1
+    assert run.main(tiny) == 0
+
+
+def test_sigterm_stops_both_ranks_after_the_same_step(tiny: list[str], tmp_path: Path) -> None:
+    """One rank is asked, both stop; then one rank goes on from there, with the samples of a run left alone."""
+    tiny = [*tiny, "train.steps=120", "evaluate.floors=[ridge]", "train.resume=auto"]
+    both = start_ranks([*tiny, "run.name=two"], tmp_path)
+    wait_for_steps(tmp_path / "runs" / "two", 20, both[0])
+    both[1].send_signal(signal.SIGTERM)
+    assert [finish(process, tmp_path) for process in both] == [run.RESUMABLE] * 2
+    stopped = len(losses(tmp_path / "runs" / "two"))
+    assert 20 <= stopped < 120
+    assert "train.resume=auto run.name=two" in (tmp_path / "output.txt").read_text()
+    assert finish(start([*tiny, "run.name=two"], tmp_path), tmp_path) == 0
+    assert finish(start([*tiny, "run.name=one"], tmp_path), tmp_path) == 0
+    one, two = (losses(tmp_path / "runs" / name) for name in ("one", "two"))
+    assert list(one) == list(two)
+    assert list(one.values()) == pytest.approx(list(two.values()), rel=1e-2)
+
+
+def test_a_signal_to_the_deepspeed_command_reaches_its_ranks(tiny: list[str], tmp_path: Path) -> None:
+    """The command itself only dies of it, and would leave its ranks at work."""
+    launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", "2", "--master_port", free_port()]
+    words = [*tiny, "train.steps=5000", "evaluate.floors=[ridge]", "run.name=run"]
+    command = start(words, tmp_path, launcher=launcher)
+    folder = tmp_path / "runs" / "run"
+    wait_for_steps(folder, 20, command)
+    command.terminate()
+    command.wait(timeout=60)
+    deadline = time.monotonic() + 60
+    while "stopped after step" not in (tmp_path / "output.txt").read_text() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    stopped = len(losses(folder))
+    assert f"stopped after step {stopped};" in (tmp_path / "output.txt").read_text()
+    assert (folder / "checkpoints" / f"step-{stopped:08d}" / "record.json").exists()
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_what_goes_wrong_on_one_rank_ends_both(rank: int, tiny: list[str], tmp_path: Path) -> None:
+    """With the clip's name, an exit status that says so, and no rank left waiting."""
+    spoil = (
+        "import os, sys; from shards.reader import BatchReader; load = BatchReader._load\n"
+        "def spoilt(self, task):\n"
+        "    batch = load(self, task)\n"
+        f"    if task[0] == 3 and self.rank == {rank}: batch['student'][0, 0, 0] = float('nan')\n"
+        "    return batch\n"
+        "BatchReader._load = spoilt\n"
+        "from distill import run; sys.exit(run.main(sys.argv[1:]))\n"
+    )
+    (tmp_path / "spoilt.py").write_text(spoil)
+    both = start_ranks([*tiny, "evaluate.floors=[ridge]"], tmp_path, script=tmp_path / "spoilt.py")
+    assert [process.wait(timeout=240) for process in both] == [1, 1]
+    text = (tmp_path / "output.txt").read_text()
+    assert text.count("step 3: converter's loss") == 2 and "Traceback" not in text
+    assert text.count("are not finite") == 1, "only the rank that has the clip may name it"
 
 
 @pytest.mark.parametrize(

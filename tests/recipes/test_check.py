@@ -34,6 +34,7 @@ WRONG = [
     ("targets.vivit.special=[3]", "targets.vivit.special.0: must be text, got 3"),
     ("targets.vivit.special=[cls,cls]", "targets.vivit.special: cls stands there 2 times"),
     ("targets.student.backbone=vivit", "targets.student: the store already has a folder of that name"),
+    ("targets.2mae.backbone=vivit", "targets.2mae: it names a folder of the store; use letters, digits, _ and -"),
     ("train=3", "train: must be a section of keys, got 3"),
     ("train.steps=many", 'train.steps: must be a whole number, got "many"'),
     ("train.steps=true", "train.steps: must be a whole number, got true"),

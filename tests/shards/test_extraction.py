@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -184,7 +186,7 @@ def test_one_render_serves_all_backbones(tmp_path: Path, tiny) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"view": {"clip_seconds": 3.0}}, "view digest: there .{12}, here"),
+        ({"view": {"clip_seconds": 3.0}}, "clip_seconds of the view: there 2.0, here 3.0"),
         ({"codec": "fp16"}, "codec of student: there int8, here fp16"),
         ({"clips_per_shard": 5}, "clips_per_shard: there 4, here 5"),
         ({"revision": "b"}, "revision of student: there None, here b"),
@@ -235,11 +237,28 @@ def test_says_what_it_will_do_and_stops_on_a_small_disk(tmp_path: Path, tiny) ->
     said: list[str] = []
     tiny.extract(tmp_path / "a", say=said.append, free_bytes=lambda folder: 10**9)
     assert said[0].startswith("features: 10 clips, 0.00 MB a clip") and "1.0 GB are free" in said[0]
-    assert "s a clip on 1 rank(s)" in said[1]
+    assert "0.0 MB in all" in said[0] and re.search(
+        "about 0 s for the other [0-9] clips, at .* a clip on 1 rank", said[1]
+    )
+    said.clear()
+    more = both(tiny) | {"vivit": tiny.backbone(2)}
+    tiny.extract(tmp_path / "a", columns=more, say=said.append)
+    assert said[1] == "features: already there: student, videomae; to compute: vivit"
     columns = both(tiny)
     with pytest.raises(OSError, match=r"b: 10 clips, .* 0.0 GB are free. Choose another store.path"):
         tiny.extract(tmp_path / "b", columns=columns, free_bytes=lambda folder: 10_000)
     assert columns["student"].calls == 0 and not (tmp_path / "b").exists()
+
+
+def test_the_pace_is_not_that_of_refusals(tmp_path: Path, tiny) -> None:
+    def patient(clip):
+        views = tiny.broken(*range(5))(clip)
+        time.sleep(0.05)
+        return views
+
+    said: list[str] = []
+    tiny.extract(tmp_path, render=patient, say=said.append)
+    assert float(re.search("at ([0-9.]+) s a clip", said[1])[1]) >= 0.05  # type: ignore[index]
 
 
 def test_announced_bytes_are_enough(tmp_path: Path, tiny) -> None:

@@ -64,9 +64,9 @@ def test_small_folders_get_all_three_sides(count: int) -> None:
     for offset in range(0, 200, count):
         groups = WORDS[offset : offset + count]
         splits, notes = assign_splits(groups, [None] * count)
-        assert set(splits) == set(SPLITS)
+        assert set(splits) == set(SPLITS) and splits.count("train") >= min(2, count - 2)
         changed = [group for group, split in zip(groups, splits, strict=True) if split != split_of(group)]
-        assert len(changed) <= len(notes) <= 2 and all(any(repr(group) in note for note in notes) for group in changed)
+        assert len(changed) <= len(notes) <= 3 and all(any(repr(group) in note for note in notes) for group in changed)
         moved += len(notes)
     assert moved > 10
 
@@ -82,8 +82,10 @@ def test_the_nearest_group_moves() -> None:
 
 
 def test_given_splits_that_leave_one_empty() -> None:
-    with pytest.raises(ValueError, match=r"no clip is in val.*split=val"):
+    with pytest.raises(ValueError, match=r"val has 0 group.*needs 1.*train 2, val 0, test 2.*split=val"):
         assign_splits(["a", "b", "c", "d"], ["train", "train", "test", "test"])
+    with pytest.raises(ValueError, match=r"train has 1 group\(s\) and needs 2"):
+        assign_splits(["a", "b", "c", "d"], ["train", "val", "test", "test"])
 
 
 def test_digest() -> None:

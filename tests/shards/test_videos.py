@@ -112,9 +112,37 @@ def test_groups_by_regular_expression(tmp_path: Path) -> None:
 def test_folders_that_hold_nothing(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="data.root=.*nowhere is not a folder"):
         find_clips(source="folder", root=tmp_path / "nowhere")
-    fill(tmp_path, "a/readme.txt")
-    with pytest.raises(ValueError, match="holds no video among 1 files"):
+    with pytest.raises(ValueError, match="holds no video: it is empty"):
         find_clips(source="folder", root=tmp_path)
+    fill(tmp_path, "a/readme.txt")
+    with pytest.raises(ValueError, match="holds no video: 1 files left out, no videos by .*: a/readme.txt"):
+        find_clips(source="folder", root=tmp_path)
+    (tmp_path / "a" / "1.mp4").symlink_to(tmp_path / "annex" / "1.mp4")
+    with pytest.raises(ValueError, match="1 links left out, they lead nowhere: a/1.mp4"):
+        find_clips(source="folder", root=tmp_path)
+
+
+def test_a_folder_that_cannot_be_listed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def scandir(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("shards.sources.os.scandir", scandir)
+    with pytest.raises(OSError, match=r"data.root=.* cannot be listed \(Permission denied\); allow it"):
+        find_clips(source="folder", root=folder)
+
+
+def test_names_that_are_not_utf8(tmp_path: Path) -> None:
+    """They can be opened, written and printed."""
+    for name in (b"a\xff/v\xfe.mp4", b"a\xff/2.mp4", b"b/3.mp4"):
+        path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name))
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(name)
+    clips = find_clips(source="folder", root=tmp_path).clips
+    assert [clip.name for clip in clips] == ["a\\xff/2.mp4", "a\\xff/v\\xfe.mp4", "b/3.mp4"]
+    assert [clip.label for clip in clips] == ["a\\xff", "a\\xff", "b"]
+    assert Path(str(open_source(clips[1]))).read_bytes() == b"a\xff/v\xfe.mp4"
+    write_tar(tmp_path / "a.tar", **{os.fsdecode(b"\xff%d.mp4" % number): b"video" for number in range(3)})
+    assert find_clips(source="webdataset", tars=str(tmp_path / "a.tar")).clips[0].name == "a.tar::\\xff0.mp4"
 
 
 def test_what_a_source_needs() -> None:
@@ -164,6 +192,17 @@ def test_csv_relative_to_a_root_and_with_columns_of_its_own(folder: Path, tmp_pa
     assert "columns of clips.csv that mean nothing here: fold" in found.notes
 
 
+def test_csv_names_do_not_depend_on_how_the_path_is_written(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [f"{folder}/run/b 1.mp4,run", "walk/c.mov,walk", "stray.webm,x"]
+    path = write_csv(folder, *rows, header="path,label")
+    monkeypatch.chdir(tmp_path)
+    relative = find_clips(source="csv", csv=path.relative_to(tmp_path))
+    assert [clip.key for clip in relative.clips] == [clip.key for clip in find_clips(source="csv", csv=path).clips]
+    assert relative.clips[0].name == "run/b 1.mp4"
+
+
 def test_csv_reports_all_bad_rows_with_their_lines(folder: Path) -> None:
     path = write_csv(
         folder,
@@ -189,7 +228,7 @@ def test_csv_reports_all_bad_rows_with_their_lines(folder: Path) -> None:
         "line 7, walk/c.mov: start is -1;",
         "line 7, walk/c.mov: end is nan;",
         "line 8, walk/c.mov: start and end go together",
-        "line 9, no path: no file",
+        "line 9, no path: the path is empty",
         "line 10, run/b 1.mp4: the same clip as in line 2",
         "line 11, run/b 1.mp4: more fields",
     ]:
@@ -216,6 +255,12 @@ def test_csv_files_that_are_none(folder: Path) -> None:
         find_clips(source="csv", csv=write_csv(folder, header="path,class"))
     with pytest.raises(ValueError, match="has a header and no rows"):
         find_clips(source="csv", csv=write_csv(folder))
+    with pytest.raises(ValueError, match=r"separated by commas: path,label\[,split,group,start,end\]"):
+        find_clips(source="csv", csv=write_csv(folder, "stray.webm;x", header="path;label"))
+    with pytest.raises(ValueError, match="the header has label 2 times"):
+        find_clips(source="csv", csv=write_csv(folder, "stray.webm,x,y", header="path,label,label"))
+    with pytest.raises(ValueError, match="line 2, run: .*run is a folder"):
+        find_clips(source="csv", csv=write_csv(folder, "run,x", header="path,label"))
     (folder / "clips.csv").write_bytes(b"path,label\n\xff\xfe,x\n")
     with pytest.raises(ValueError, match="cannot be read as CSV in UTF-8"):
         find_clips(source="csv", csv=folder / "clips.csv")
@@ -261,6 +306,12 @@ def test_tars_that_cannot_be_used(tmp_path: Path) -> None:
         find_clips(source="webdataset", tars="gone.tar", root=tmp_path)
     with pytest.raises(FileNotFoundError, match=r"no file at .*x-\*.tar"):
         find_clips(source="webdataset", tars=str(tmp_path / "x-*.tar"))
+    with pytest.raises(FileNotFoundError, match=r"is a folder; write .*/\*.tar"):
+        find_clips(source="webdataset", tars=str(tmp_path))
+    with pytest.raises(FileNotFoundError, match="only files on this machine are read"):
+        find_clips(source="webdataset", tars="https://example.org/{000..002}.tar")
+    with pytest.raises(ValueError, match=r"data.tars=a-\{0..2.tar: Unbalanced braces.*write it as in clips-\{000"):
+        find_clips(source="webdataset", tars="a-{0..2.tar")
     with tarfile.open(tmp_path / "z.tar.gz", "w:gz"):
         pass
     with pytest.raises(ValueError, match="z.tar.gz is not a whole, uncompressed tar"):
@@ -273,13 +324,15 @@ def test_tars_that_cannot_be_used(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no video in 1 tars"):
         find_clips(source="webdataset", tars=str(tmp_path / "n.tar"))
     bad = {"1.mp4": b"a", "1.json": b"{no", "2.mp4": b"b", "2.json": b'{"split": "dev"}', "3.mp4": b"c", "3.avi": b"d"}
-    write_tar(tmp_path / "bad.tar", **bad, **{"4.mp4": b"d", "4.json": json.dumps([1]).encode()})
+    bad |= {"4.mp4": b"d", "4.json": json.dumps([1]).encode(), "5.mp4": b"e", "5.json": b'{"label": ["a"]}'}
+    write_tar(tmp_path / "bad.tar", **bad)
     with pytest.raises(ValueError) as caught:
         find_clips(source="webdataset", tars=str(tmp_path / "bad.tar"))
     for part in [
         "bad.tar::1.json: Expecting",
         "bad.tar::2.mp4: split is 'dev'",
-        "3.avi: a second video",
+        "3.avi: a second video beside bad.tar::3.mp4: both have the key '3'",
+        "bad.tar::5.mp4: label is ['a']; it must be text or a number",
         "4.json: not a",
     ]:
         assert part in str(caught.value)
@@ -298,7 +351,7 @@ def test_member_names_lead_nowhere(tmp_path: Path) -> None:
             info.size = 3
             tar.addfile(info, io.BytesIO(b"own"))
     found = find_clips(source="webdataset", tars=str(tmp_path / "a.tar"))
-    assert len(found.clips) == 3
+    assert len(found.clips) == 3 and "members of the tars left out: 3 x .mp4, no plain file" in found.notes
     assert {open_source(clip).read() for clip in found.clips} == {b"own"}  # type: ignore[union-attr]
 
 

@@ -43,6 +43,23 @@ def test_every_cell_lights_its_token(name: str, tiny: Any) -> None:
     assert brightest(backbone(plant(backbone, grid, cells)), grid) == cells
 
 
+@pytest.mark.parametrize(
+    ("name", "size", "options", "grid"),
+    [
+        ("vjepa2", {"crop_size": 256}, {}, (8, 16, 16)),
+        ("videomae", {"image_size": 224, "num_frames": 16}, {}, (8, 14, 14)),
+        ("timesformer", {"image_size": 224, "num_frames": 16}, {}, (16, 14, 14)),
+        ("vivit", {"image_size": 224, "num_frames": 32}, {"pooled": False}, (16, 14, 14)),
+    ],
+)
+def test_a_bright_cell_lights_its_token_at_full_geometry(
+    name: str, size: dict[str, int], options: dict[str, Any], grid: tuple[int, int, int], tiny: Any
+) -> None:
+    backbone = create_backbone(name, weights=str(tiny(name, **size)[1]), options=options)
+    assert backbone.layout.grid == grid
+    assert brightest(backbone(plant(backbone, grid, [(5, 2, 11)])), grid) == [(5, 2, 11)]
+
+
 @pytest.mark.parametrize("name", TINY)
 def test_a_saved_folder_equals_the_model_in_memory(name: str, tiny: Any) -> None:
     model, folder = tiny(name)

@@ -38,10 +38,21 @@ def test_a_saved_folder_equals_the_model_in_memory(tmp_path: Path) -> None:
 
     model: Any = first.network.model
     save_for_hf(model, str(tmp_path), model_args={"depth": 2}, safe_serialization=True)
+    before = torch.random.get_rng_state()
     second = create_backbone("timm_frames", weights=str(tmp_path), options={"frames": 3, "pixels": 64})
+    assert torch.equal(torch.random.get_rng_state(), before)
     video = torch.rand(1, 3, 3, 64, 64)
     assert torch.equal(first(video), second(video))
     assert str(second.origin["weights"]).startswith("local:")
+
+
+def test_a_folder_of_another_architecture_is_refused(tmp_path: Path) -> None:
+    import timm
+    from timm.models import save_for_hf
+
+    save_for_hf(timm.create_model("test_resnet", num_classes=0), str(tmp_path), safe_serialization=True)
+    with pytest.raises(ValueError, match='model "test_resnet" is not one of'):
+        create_backbone("timm_frames", weights=str(tmp_path))
 
 
 @pytest.mark.parametrize(

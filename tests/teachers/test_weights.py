@@ -43,6 +43,8 @@ def test_origin_of_a_folder_names_its_content_and_not_its_place(copy: Path) -> N
     spoil(copy, lambda tensors: next(iter(tensors.values())).add_(1))
     after = create_backbone("videomae", weights=str(copy), checkpoint="me/mine", licence="MIT").origin
     assert after["weights"] != before["weights"] and after["licence"] == "MIT"
+    (copy / "preprocessor_config.json").write_text(json.dumps({"image_mean": 0.1, "image_std": 0.2}))
+    assert create_backbone("videomae", weights=str(copy)).origin["weights"] != after["weights"]  # other colours
 
 
 def test_pins_hold_for_the_default_checkpoint_only(caplog: pytest.LogCaptureFixture) -> None:

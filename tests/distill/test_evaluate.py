@@ -1,0 +1,100 @@
+"""From sums over clips to the numbers of summary.json: gains paired by group, intervals, marks."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from distill.evaluate import at, few_clips, finite, paired_gain, summarise
+from distill.metrics import METRICS, Alignment, Statistics, group_weights
+
+TOKENS, WIDTH = 6, 5
+STATISTICS = Statistics(torch.zeros(TOKENS, WIDTH), torch.ones(WIDTH), torch.zeros(WIDTH))
+
+
+def normal(*shape: int, seed: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def alignment(noise: torch.Tensor, teacher: torch.Tensor) -> Alignment:
+    found = Alignment(STATISTICS, num_clips=len(teacher), cka_positions=2)
+    found.update(torch.arange(len(teacher)), teacher + noise, teacher)
+    return found
+
+
+@pytest.fixture
+def teacher() -> torch.Tensor:
+    return normal(20, TOKENS, WIDTH, seed=0)
+
+
+def test_gain_is_the_difference_of_r2c_on_the_same_resamples(teacher: torch.Tensor) -> None:
+    """By hand: each resample scores both converters on the same groups."""
+    groups = [f"g{clip // 2}" for clip in range(20)]
+    noises = [scale * normal(20, TOKENS, WIDTH, seed=1) for scale in (0.5, 0.6)]
+    weights = group_weights(groups, resamples=300)
+    found = paired_gain(*(alignment(noise, teacher) for noise in noises), weights)
+    errors = [noise.double().square().sum((1, 2)) for noise in noises]
+    spread = teacher.double().square().sum((1, 2))
+    assert found["value"] == pytest.approx(float((errors[1].sum() - errors[0].sum()) / spread.sum()), abs=1e-6)
+    differences = (weights @ errors[1] - weights @ errors[0]) / (weights @ spread)
+    low, high = differences.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    assert (found["low"], found["high"]) == pytest.approx((low, high), abs=1e-6)
+
+
+def test_pairing_sees_what_unpaired_intervals_hide(teacher: torch.Tensor) -> None:
+    """Clips differ a lot in difficulty, the converters by little everywhere: intervals overlap, the gain is sure."""
+    groups = [f"g{clip}" for clip in range(20)]
+    hard = torch.logspace(-1, 0, 20)[:, None, None] * normal(20, TOKENS, WIDTH, seed=2)
+    ours, other = alignment(hard, teacher), alignment(1.02 * hard, teacher)
+    weights = group_weights(groups, resamples=1000)
+    summary = summarise(
+        {"converter": {"x": ours}, "ridge": {"x": other}}, converter="converter", groups=groups, resamples=1000
+    )
+    gain = summary["gain"]["x"]
+    assert gain == paired_gain(ours, other, weights)
+    assert 0 < gain["low"] < gain["value"] < gain["high"]
+    low, _ = summary["intervals"]["x"]["r2c"]
+    assert low < summary["floors"]["ridge"]["x"]["r2c"]
+    same = paired_gain(ours, ours, weights)
+    assert same == {"value": 0, "low": 0, "high": 0}
+
+
+def test_intervals_are_wider_where_clips_share_groups(teacher: torch.Tensor) -> None:
+    """20 clips in 5 groups that are alike within are no 20 clips."""
+    hard = (torch.arange(20) // 4 + 1)[:, None, None] * 0.2 * normal(20, TOKENS, WIDTH, seed=3)
+    widths = []
+    for size in (1, 4):
+        groups = [f"g{clip // size}" for clip in range(20)]
+        scores = {"converter": {"x": alignment(hard, teacher)}}
+        low, high = summarise(scores, converter="converter", groups=groups, resamples=2000)["intervals"]["x"]["r2c"]
+        widths.append(high - low)
+    assert widths[1] > 1.3 * widths[0]
+
+
+def test_summary_has_every_metric_and_is_json(teacher: torch.Tensor) -> None:
+    scores = {
+        name: {"x": alignment(noise * normal(3, TOKENS, WIDTH, seed=4), teacher[:3])}
+        for name, noise in (("mean", 1.0), ("converter", 0.1))
+    }
+    summary = summarise(scores, converter="converter", groups=["a", "b", "b"], resamples=50)
+    assert set(summary["targets"]["x"]) == set(METRICS) and set(summary["floors"]) == {"mean"}
+    assert summary["targets"]["x"]["cka"] is None  # three clips are too few
+    assert set(summary["intervals"]["x"]) == set(METRICS) - {"cka"}
+    assert summary["gain"] == {} and summary["references"] == {}
+    assert summary["marks"]["x"]["r2c"] == "3 clips, 8 needed"
+    json.dumps(summary, allow_nan=False)
+
+
+def test_marks() -> None:
+    assert few_clips(8, 5) == {}
+    assert few_clips(7, 5) == {name: "7 clips, 8 needed" for name in METRICS}
+    assert few_clips(8, 4)["r2c"] == "4 groups: the interval cannot be trusted"
+    assert finite({"a": float("nan"), "b": float("inf"), "c": 0.5}) == {"a": None, "b": None, "c": 0.5}
+
+
+def test_statistics_at_some_tokens() -> None:
+    statistics = Statistics(normal(TOKENS, WIDTH, seed=5), torch.ones(WIDTH), torch.zeros(WIDTH))
+    assert at(statistics, None) is statistics
+    assert torch.equal(at(statistics, torch.tensor([1, 4])).mean, statistics.mean[[1, 4]])

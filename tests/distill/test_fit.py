@@ -1,0 +1,176 @@
+"""What is solved: ridge on a tiny store against a closed form, the shuffled control, and who is paired with whom."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+import torch
+
+from converters import create_converter
+from converters.converter import Converter
+from distill.fit import SHUFFLED, TRUE, apart, set_normalisers, set_skips, solve_ridges
+from shards.extraction import extract
+from shards.ranks import Ranks
+from shards.store import FeatureStore
+from teachers.layout import TokenLayout
+
+STUDENT = TokenLayout(grid=(2, 2, 2), dim=6)
+TEACHER = TokenLayout(grid=(2, 2, 2), dim=4, special=("cls",))
+CLIPS = 24
+
+
+@dataclass(frozen=True)
+class Clip:
+    number: int
+    split: str
+    label: str | None = None
+
+    @property
+    def key(self) -> str:
+        return f"{self.number:06d}-abc"
+
+    @property
+    def source(self) -> str:
+        return f"{self.number}.mp4"
+
+    @property
+    def group(self) -> str:
+        return f"g{self.number // 2}"
+
+
+@dataclass
+class Wave:
+    """Tokens drawn from the clip's number; the teacher's grid is a linear map of the student's tokens, plus noise."""
+
+    layout: TokenLayout
+    teaches: bool = False
+    frames: int = 2
+    pixels: int = 4
+
+    @property
+    def origin(self) -> dict[str, Any]:
+        return {"function": f"wave:{self.teaches}", "revision": None, "licence": "none"}
+
+    def __call__(self, video: torch.Tensor) -> torch.Tensor:
+        return torch.stack([self.tokens(int(number)) for number in (video.flatten(1)[:, 0] * 255).round()])
+
+    def tokens(self, number: int) -> torch.Tensor:
+        student = torch.randn(*STUDENT.shape, generator=torch.Generator().manual_seed(number))
+        if not self.teaches:
+            return student + 3
+        generator = torch.Generator().manual_seed(10**6)
+        reading = torch.randn(STUDENT.dim, TEACHER.dim, generator=generator)
+        noise = 0.3 * torch.randn(*TEACHER.shape, generator=generator.manual_seed(number + 999))
+        grid = student @ reading
+        return torch.cat([grid, grid.mean(0, keepdim=True)]) + noise
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> FeatureStore:
+    path = tmp_path_factory.mktemp("fit") / "store"
+    split = ("train", "train", "train", "val", "test", "train")
+    extract(
+        path,
+        clips=[Clip(number, split[number // 2 % 6]) for number in range(CLIPS)],
+        columns={"student": Wave(STUDENT), "teacher": Wave(TEACHER, teaches=True)},
+        render=lambda clip: ({}, {(2, 4): torch.full((2, 3, 4, 4), clip.number, dtype=torch.uint8)}),
+        view={"clip_seconds": 2.0},
+        refusal=RuntimeError,
+        codec="fp16",
+        clips_per_shard=5,
+        say=lambda text: None,
+    )
+    return FeatureStore(path)
+
+
+def reader(store: FeatureStore, normaliser: str = "position") -> Converter:
+    converter = create_converter("linear", student=STUDENT, targets={"teacher": TEACHER}, normaliser=normaliser)  # type: ignore[arg-type]
+    return set_normalisers(converter, store)
+
+
+def standardised(store: FeatureStore, column: str, clips: list[int]) -> torch.Tensor:
+    stats = store.statistics(column)
+    return torch.stack([(store[i][column] - stats["mean"]) / stats["scale"] for i in clips]).double()
+
+
+def test_ridges_are_the_closed_form(store: FeatureStore) -> None:
+    train = store.indices("train")
+    found = solve_ridges(store, {"student": reader(store)}, indices=train, ranks=Ranks())
+    x, y = standardised(store, "student", train), standardised(store, "teacher", train)
+    rows = {"grid": (x, y[:, :8]), "cls": (x.mean(1, keepdim=True), y[:, 8:])}
+    for part, (design, wanted) in rows.items():
+        design, wanted = design.flatten(0, 1), wanted.flatten(0, 1)
+        ridge = found["student", "teacher", part][TRUE]
+        square = design.T @ design
+        square += ridge.penalty * square.diagonal().mean() * torch.eye(6)
+        assert torch.allclose(ridge.weight, torch.linalg.solve(square, design.T @ wanted).T, atol=1e-5)
+
+
+def test_the_shuffled_control_learns_nothing(store: FeatureStore) -> None:
+    """Same design, targets of the partners that `apart` gives: the closed form on those, and near 0 on test clips."""
+    train, test = store.indices("train"), store.indices("test")
+    found = solve_ridges(store, {"student": reader(store)}, indices=train, ranks=Ranks())
+    partners = apart(train, [store.groups[i] for i in train])
+    x = standardised(store, "student", train).flatten(0, 1)
+    y = standardised(store, "teacher", partners)[:, :8].flatten(0, 1)
+    ridge = found["student", "teacher", "grid"][SHUFFLED]
+    square = x.T @ x
+    square += ridge.penalty * square.diagonal().mean() * torch.eye(6)
+    assert torch.allclose(ridge.weight, torch.linalg.solve(square, x.T @ y).T, atol=1e-5)
+
+    wanted = standardised(store, "teacher", test)
+    r2c = {}
+    for pairing in (TRUE, SHUFFLED):
+        converter = set_skips(reader(store), found, pairing=pairing)
+        with torch.inference_mode():
+            ours = converter(torch.stack([store[i]["student"] for i in test]), standardised=True)["teacher"]
+        r2c[pairing] = float(1 - (ours - wanted).square().sum() / wanted.square().sum())
+    assert r2c[TRUE] > 0.7 and abs(r2c[SHUFFLED]) < 0.15
+    only = solve_ridges(store, {"student": reader(store)}, indices=train, ranks=Ranks(), shuffled=False)
+    assert set(only["student", "teacher", "cls"]) == {TRUE}
+    assert torch.equal(
+        only["student", "teacher", "grid"][TRUE].weight, found["student", "teacher", "grid"][TRUE].weight
+    )
+
+
+def test_ranks_add_up_to_the_same_pairs(store: FeatureStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Partners are chosen among all clips, so that the control does not depend on who reads which."""
+    train = store.indices("train")
+    readers = {"student": reader(store)}
+    whole = solve_ridges(store, readers, indices=train, ranks=Ranks())
+    sums: list[list[torch.Tensor]] = []
+    for rank in range(2):
+        mine: list[torch.Tensor] = []
+        monkeypatch.setattr(Ranks, "sum_", lambda self, tensor, mine=mine: mine.append(tensor.clone()))
+        solve_ridges(store, readers, indices=train[:], ranks=replace(Ranks(), rank=rank, world=2))
+        sums.append(mine)
+    total = iter([one + two for one, two in zip(*sums, strict=True)])
+    monkeypatch.setattr(Ranks, "sum_", lambda self, tensor: tensor.copy_(next(total)))
+    both = solve_ridges(store, readers, indices=train, ranks=Ranks())
+    for place, by_pairing in whole.items():
+        for pairing, ridge in by_pairing.items():
+            assert torch.allclose(both[place][pairing].weight, ridge.weight, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "unavoidable"),
+    [([1] * 9, 0), ([3, 2, 1], 0), ([4, 4], 0), ([2, 3, 3, 2], 0), ([5, 1, 1], 3), ([3, 2], 1), ([1, 6, 1, 1], 3)],
+)
+@pytest.mark.parametrize("seed", range(5))
+def test_partners_are_of_another_group_where_there_is_one(sizes: list[int], unavoidable: int, seed: int) -> None:
+    groups = [f"g{name}" for name, size in enumerate(sizes) for _ in range(size)]
+    indices = [100 + at for at in range(len(groups))]
+    partners = apart(indices, groups, seed=seed)
+    assert sorted(partners) == indices
+    own = dict(zip(indices, groups, strict=True))
+    assert sum(own[a] == own[b] for a, b in zip(indices, partners, strict=True)) == unavoidable
+
+
+def test_partners_share_a_class_by_chance_only() -> None:
+    """Class folders give groups whose names sort by class; a control that pairs within classes would find the class."""
+    groups = [f"{label}/{number:02d}" for label in ("left", "right") for number in range(50)]
+    partners = apart(list(range(100)), groups)
+    assert 30 < Counter((at < 50) == (other < 50) for at, other in enumerate(partners))[True] < 70

@@ -1,0 +1,42 @@
+"""Where a resumed run begins, and that it is the same run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from distill.resume import flatten, resume_point
+from distill.runfolder import RunFolder
+
+TREE = {
+    "run": {"name": "a"},
+    "runner": 1,
+    "train": {"steps": 3, "resume": "no", "checkpoint_every": 5, "validate_every": 2, "betas": [0.9, 0.99]},
+    "converter": {"options": {}, "family": "linear"},
+}
+FLAT = {
+    "runner": 1,
+    "train.steps": 3,
+    "train.betas": [0.9, 0.99],
+    "converter.options": {},
+    "converter.family": "linear",
+}
+
+
+def test_flatten_leaves_out_what_may_change() -> None:
+    assert flatten(TREE) == FLAT
+    assert flatten({"data": "abc"}, "features.") == {"features.data": "abc"}
+
+
+def test_resume_point(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    settings = flatten(TREE)
+    assert resume_point(folder, settings, resume=True) == (0, {})
+    folder.save_checkpoint(4, {"converter": {"step": torch.tensor(4)}}, {"settings": settings})
+    assert resume_point(folder, settings, resume=False) == (0, {})
+    step, states = resume_point(folder, settings, resume=True)
+    assert step == 4 and int(states["converter"]["step"]) == 4
+    with pytest.raises(ValueError, match=r"train\.steps was 3, now 9; x was None, now 1\. Give the old ones"):
+        resume_point(folder, settings | {"train.steps": 9, "x": 1}, resume=True)
