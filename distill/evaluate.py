@@ -80,16 +80,14 @@ def score(
     with tqdm(total=len(mine), desc=task, unit="clip", disable=not ranks.main, dynamic_ncols=True) as progress:
         for batch in scan(store, indices=mine, columns=columns, device=ranks.device):
             clips = torch.tensor([place[index] for index in batch["indices"].tolist()])
+            wanted = {name: batch[name] for name in names}
+            wanted |= {name: wanted[name].index_select(1, index.to(ranks.device)) for name, index in positions.items()}
             for label, parts in candidates.items():
                 for part in parts:
                     chosen = {name: index for name, index in positions.items() if name in part.converter.targets}
                     converted = part.converter(batch[part.column], positions=chosen or None)
                     for target, tokens in converted.items():
-                        index = positions.get(target)
-                        teacher = (
-                            batch[target] if index is None else batch[target].index_select(1, index.to(ranks.device))
-                        )
-                        scores[label][target].update(clips, tokens, teacher)
+                        scores[label][target].update(clips, tokens, wanted[target])
             progress.update(len(clips))
     for by_target in scores.values():
         for alignment in by_target.values():

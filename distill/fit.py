@@ -61,14 +61,7 @@ def solve_ridges(
     all solve the same sums.
     """
     pairings = (TRUE, SHUFFLED) if shuffled else (TRUE,)
-    equations = {
-        (column, target, part): NormalEquations(
-            converter.student.dim, converter.targets[target].dim, pairings=pairings, device=ranks.device
-        )
-        for column, converter in readers.items()
-        for target, skip in converter.skips.items()
-        for part in skip.parts  # type: ignore[union-attr]
-    }
+    equations = open_equations(readers, pairings, ranks.device)
     groups = [store.groups[index] for index in indices]
     fold = dict(zip(indices, assign_folds(groups), strict=True))
     partner = dict(zip(indices, apart(indices, groups), strict=True))
@@ -89,6 +82,20 @@ def solve_ridges(
         for sums in equation.tensors():
             ranks.sum_(sums)
     return {place: equation.solve() for place, equation in equations.items()}
+
+
+def open_equations(
+    readers: Mapping[str, Converter], pairings: Sequence[str], device: torch.device
+) -> dict[Place, NormalEquations]:
+    """Empty normal equations for every part of every skip."""
+    return {
+        (column, target, part): NormalEquations(
+            converter.student.dim, converter.targets[target].dim, pairings=pairings, device=device
+        )
+        for column, converter in readers.items()
+        for target, skip in converter.skips.items()
+        for part in skip.parts  # type: ignore[union-attr]
+    }
 
 
 def accumulate(

@@ -170,18 +170,7 @@ def train_converters(
         found = validation_r2c({MAIN: converters[MAIN]}, store, queries=setting.queries, ranks=ranks)
         folder.log_scores(step, "val", "r2c", found[MAIN])
 
-    reader = BatchReader(
-        store,
-        columns=[STUDENT, *converters[MAIN].targets],
-        indices=store.indices("train"),
-        batch=setting.batch,
-        seed=setting.seed,
-        rank=ranks.rank,
-        world=ranks.world,
-        accumulation=setting.accumulation,
-        device=ranks.device,
-    )
-    with reader, StopRequest() as asked_to_stop:
+    with read_batches(recipe, store, ranks) as reader, StopRequest() as asked_to_stop:
         train(
             learners,
             reader.steps(start, setting.steps),
@@ -201,6 +190,22 @@ def train_converters(
         folder.log_scores(setting.steps, "val", "r2c", found, converter=None if name == MAIN else name, weights=which)
         if ranks.main:
             print(f"{name}: {which} weights, chosen on val")
+
+
+def read_batches(recipe: Recipe, store: FeatureStore, ranks: Ranks) -> BatchReader:
+    """This rank's part of the training stream."""
+    setting = recipe.train
+    return BatchReader(
+        store,
+        columns=[STUDENT, *recipe.targets],
+        indices=store.indices("train"),
+        batch=setting.batch,
+        seed=setting.seed,
+        rank=ranks.rank,
+        world=ranks.world,
+        accumulation=setting.accumulation,
+        device=ranks.device,
+    )
 
 
 def build_engine(recipe: Recipe, objective: Objective, ranks: Ranks) -> Engine:

@@ -6,13 +6,19 @@ be nearly linear. Nothing in the path from the command to the bundle is otherwis
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
 import pytest
+import torch
 
+from shards.extraction import extract
 from shards.ranks import Ranks
+from shards.store import FeatureStore
+from teachers.layout import TokenLayout
 
 TINY = [
     "recipe=perceiver_videomae",
@@ -75,3 +81,73 @@ def tiny_features(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny(tiny_videos: Path, tiny_features: Path, tmp_path: Path) -> list[str]:
     """The command line of a tiny run into runs/ of this test."""
     return [*TINY, f"data.root={tiny_videos}", f"store.path={tiny_features}", f"run.dir={tmp_path / 'runs'}"]
+
+
+STUDENT = TokenLayout(grid=(2, 2, 2), dim=6)
+TEACHER = TokenLayout(grid=(2, 2, 2), dim=4, special=("cls",))
+CLIPS = 24
+
+
+@dataclass(frozen=True)
+class Clip:
+    number: int
+    split: str
+    label: str | None = None
+
+    @property
+    def key(self) -> str:
+        return f"{self.number:06d}-abc"
+
+    @property
+    def source(self) -> str:
+        return f"{self.number}.mp4"
+
+    @property
+    def group(self) -> str:
+        return f"g{self.number // 2}"
+
+
+@dataclass
+class Wave:
+    """Tokens drawn from the clip's number; the teacher's grid is a linear map of the student's tokens, plus noise."""
+
+    layout: TokenLayout
+    teaches: bool = False
+    frames: int = 2
+    pixels: int = 4
+
+    @property
+    def origin(self) -> dict[str, Any]:
+        return {"function": f"wave:{self.teaches}", "revision": None, "licence": "none"}
+
+    def __call__(self, video: torch.Tensor) -> torch.Tensor:
+        return torch.stack([self.tokens(int(number)) for number in (video.flatten(1)[:, 0] * 255).round()])
+
+    def tokens(self, number: int) -> torch.Tensor:
+        student = torch.randn(*STUDENT.shape, generator=torch.Generator().manual_seed(number))
+        if not self.teaches:
+            return student + 3
+        generator = torch.Generator().manual_seed(10**6)
+        reading = torch.randn(STUDENT.dim, TEACHER.dim, generator=generator)
+        noise = 0.3 * torch.randn(*TEACHER.shape, generator=generator.manual_seed(number + 999))
+        grid = student @ reading
+        return torch.cat([grid, grid.mean(0, keepdim=True)]) + noise
+
+
+@pytest.fixture(scope="session")
+def store(tmp_path_factory: pytest.TempPathFactory) -> FeatureStore:
+    """24 clips in groups of two, on whose tokens the teacher's grid and cls are linear, plus noise."""
+    path = tmp_path_factory.mktemp("linear") / "store"
+    split = ("train", "train", "train", "val", "test", "train")
+    extract(
+        path,
+        clips=[Clip(number, split[number // 2 % 6]) for number in range(CLIPS)],
+        columns={"student": Wave(STUDENT), "teacher": Wave(TEACHER, teaches=True)},
+        render=lambda clip: ({}, {(2, 4): torch.full((2, 3, 4, 4), clip.number, dtype=torch.uint8)}),
+        view={"clip_seconds": 2.0},
+        refusal=RuntimeError,
+        codec="fp16",
+        clips_per_shard=5,
+        say=lambda text: None,
+    )
+    return FeatureStore(path)

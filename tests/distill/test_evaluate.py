@@ -7,8 +7,12 @@ import json
 import pytest
 import torch
 
-from distill.evaluate import at, few_clips, finite, paired_gain, summarise
-from distill.metrics import METRICS, Alignment, Statistics, group_weights
+from converters import create_converter
+from distill.evaluate import Candidate, at, few_clips, finite, paired_gain, score, space_digest, summarise
+from distill.fit import set_normalisers
+from distill.metrics import CENTRED, METRICS, Alignment, Statistics, group_weights
+from shards.ranks import Ranks
+from shards.store import FeatureStore
 
 TOKENS, WIDTH = 6, 5
 STATISTICS = Statistics(torch.zeros(TOKENS, WIDTH), torch.ones(WIDTH), torch.zeros(WIDTH))
@@ -27,6 +31,32 @@ def alignment(noise: torch.Tensor, teacher: torch.Tensor) -> Alignment:
 @pytest.fixture
 def teacher() -> torch.Tensor:
     return normal(20, TOKENS, WIDTH, seed=0)
+
+
+def test_scores_stand_in_the_order_of_the_clips(store: FeatureStore) -> None:
+    """Groups are joined to scores by place: any order of clips, any tokens, every candidate."""
+    indices = [17, 3, 8, 21, 4]
+    layouts = {"student": store.layout("student"), "targets": {"teacher": store.layout("teacher")}}
+    converter = set_normalisers(create_converter("constant", **layouts), store)  # type: ignore[arg-type]
+    positions = torch.tensor([0, 5, 8])
+    scores = score(store, indices, {"mean": [Candidate(converter)]}, ranks=Ranks(), positions={"teacher": positions})
+    stats = store.statistics("teacher")
+    tokens = torch.stack([store[index]["teacher"] for index in indices])
+    energy = ((tokens - stats["mean"]) / stats["scale"])[:, positions].double().square().sum((1, 2))
+    found = scores["mean"]["teacher"]
+    assert torch.allclose(found.clips[:, CENTRED], energy, rtol=1e-5)
+    assert found.compute()["r2c"] == pytest.approx(0, abs=1e-6)
+
+
+def test_space_digest_follows_the_statistics_of_the_targets(
+    store: FeatureStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digest = space_digest(store, ["teacher"])
+    assert digest == space_digest(store, ["teacher"]) != space_digest(store, ["student"])
+    found = {name: tensor.clone() for name, tensor in store.statistics("teacher").items()}
+    found["scale"][1] *= 2
+    monkeypatch.setattr(store, "statistics", lambda name: found)
+    assert space_digest(store, ["teacher"]) != digest
 
 
 def test_gain_is_the_difference_of_r2c_on_the_same_resamples(teacher: torch.Tensor) -> None:

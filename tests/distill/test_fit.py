@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,82 +11,14 @@ import torch
 from converters import create_converter
 from converters.converter import Converter
 from distill.fit import SHUFFLED, TRUE, apart, set_normalisers, set_skips, solve_ridges
-from shards.extraction import extract
 from shards.ranks import Ranks
 from shards.store import FeatureStore
-from teachers.layout import TokenLayout
-
-STUDENT = TokenLayout(grid=(2, 2, 2), dim=6)
-TEACHER = TokenLayout(grid=(2, 2, 2), dim=4, special=("cls",))
-CLIPS = 24
-
-
-@dataclass(frozen=True)
-class Clip:
-    number: int
-    split: str
-    label: str | None = None
-
-    @property
-    def key(self) -> str:
-        return f"{self.number:06d}-abc"
-
-    @property
-    def source(self) -> str:
-        return f"{self.number}.mp4"
-
-    @property
-    def group(self) -> str:
-        return f"g{self.number // 2}"
-
-
-@dataclass
-class Wave:
-    """Tokens drawn from the clip's number; the teacher's grid is a linear map of the student's tokens, plus noise."""
-
-    layout: TokenLayout
-    teaches: bool = False
-    frames: int = 2
-    pixels: int = 4
-
-    @property
-    def origin(self) -> dict[str, Any]:
-        return {"function": f"wave:{self.teaches}", "revision": None, "licence": "none"}
-
-    def __call__(self, video: torch.Tensor) -> torch.Tensor:
-        return torch.stack([self.tokens(int(number)) for number in (video.flatten(1)[:, 0] * 255).round()])
-
-    def tokens(self, number: int) -> torch.Tensor:
-        student = torch.randn(*STUDENT.shape, generator=torch.Generator().manual_seed(number))
-        if not self.teaches:
-            return student + 3
-        generator = torch.Generator().manual_seed(10**6)
-        reading = torch.randn(STUDENT.dim, TEACHER.dim, generator=generator)
-        noise = 0.3 * torch.randn(*TEACHER.shape, generator=generator.manual_seed(number + 999))
-        grid = student @ reading
-        return torch.cat([grid, grid.mean(0, keepdim=True)]) + noise
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> FeatureStore:
-    path = tmp_path_factory.mktemp("fit") / "store"
-    split = ("train", "train", "train", "val", "test", "train")
-    extract(
-        path,
-        clips=[Clip(number, split[number // 2 % 6]) for number in range(CLIPS)],
-        columns={"student": Wave(STUDENT), "teacher": Wave(TEACHER, teaches=True)},
-        render=lambda clip: ({}, {(2, 4): torch.full((2, 3, 4, 4), clip.number, dtype=torch.uint8)}),
-        view={"clip_seconds": 2.0},
-        refusal=RuntimeError,
-        codec="fp16",
-        clips_per_shard=5,
-        say=lambda text: None,
-    )
-    return FeatureStore(path)
 
 
 def reader(store: FeatureStore, normaliser: str = "position") -> Converter:
-    converter = create_converter("linear", student=STUDENT, targets={"teacher": TEACHER}, normaliser=normaliser)  # type: ignore[arg-type]
+    converter = create_converter(
+        "linear", student=store.layout("student"), targets={"teacher": store.layout("teacher")}, normaliser=normaliser
+    )  # type: ignore[arg-type]
     return set_normalisers(converter, store)
 
 

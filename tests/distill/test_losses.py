@@ -36,6 +36,7 @@ def test_gram_ignores_a_rotation_and_samples_tokens(tokens: tuple[torch.Tensor, 
     assert float(losses.gram(theirs @ rotation, theirs)) == pytest.approx(0, abs=1e-6)
     few = losses.gram(ours[:, ::4], theirs[:, ::4], tokens=10)
     assert float(losses.gram(ours, theirs, tokens=10)) == pytest.approx(float(few))
+    assert float(losses.gram(ours, theirs, tokens=13)) == pytest.approx(float(few))  # at most 13, evenly spaced: 10
     assert float(losses.gram(ours[:, :1], theirs[:, :1])) == 0
 
 

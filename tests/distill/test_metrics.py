@@ -45,6 +45,9 @@ def test_definitions(world: dict) -> None:
     assert found["r2c"] == pytest.approx(1 - error / energy(teacher - stats.mean))
     assert found["r2"] == pytest.approx(1 - error / energy(teacher - stats.global_mean))
     assert found["nmse"] == pytest.approx(error / teacher.numel())
+    ours, theirs = ((x - stats.mean) / stats.scale for x in (converted, teacher))
+    assert found["smooth_l1"] == pytest.approx(float(torch.nn.functional.smooth_l1_loss(ours, theirs)), rel=1e-5)
+    assert found["cos_std"] == pytest.approx(float(torch.cosine_similarity(ours, theirs, dim=-1).mean()), abs=1e-6)
     raw = torch.cosine_similarity(converted, teacher, dim=-1).double().mean()
     assert found["cosine"] == pytest.approx(float(raw), abs=1e-6)
 

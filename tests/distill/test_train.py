@@ -72,6 +72,14 @@ def test_reports_every_step_with_named_terms() -> None:
     assert terms["loss"] == pytest.approx(mean)
 
 
+def test_a_reported_loss_is_the_mean_over_micro_batches() -> None:
+    main = learner("linear", "main")
+    stream, positions = batches(), main.positions(0)
+    with torch.no_grad():
+        expected = [float(main.engine.forward(next(stream), positions)["loss"]) for _ in range(2)]
+    assert loop([main])["reports"][1]["main"]["loss"] == pytest.approx(sum(expected) / 2)
+
+
 def test_a_learner_ends_the_same_in_company() -> None:
     alone, together, other = learner("perceiver", "main"), learner("perceiver", "main"), learner("linear", "skip")
     first, second = loop([alone]), loop([other, together])
