@@ -147,9 +147,9 @@ def few_clips(clips: int, groups: int) -> dict[str, str]:
     marks = {}
     for name in METRICS:
         if clips < MINIMUM_CLIPS[name]:
-            marks[name] = f"{clips} clips, {MINIMUM_CLIPS[name]} needed"
+            marks[name] = f"{clips} test clips, {MINIMUM_CLIPS[name]} needed"
         elif groups < 5:
-            marks[name] = f"{groups} groups: the interval cannot be trusted"
+            marks[name] = f"{groups} test groups, too few for an interval"
     return marks
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,8 @@ STANDIN_WARNING = (
 )
 
 
-def end_table(summary: dict[str, Any], *, folder: Path, store: Path) -> str:
-    """The converter beside its floors on the test clips, its cost, and where things lie."""
+def end_table(summary: dict[str, Any], *, folder: Path, store: Path, refusals: Sequence[str] = ()) -> str:
+    """The converter beside its floors on the test clips, its cost, what was refused, and where things lie."""
     lines: list[str] = []
     for target in summary["targets"]:
         rows = [row(summary["family"], summary["targets"][target], summary["intervals"][target]["r2c"])]
@@ -30,18 +31,27 @@ def end_table(summary: dict[str, Any], *, folder: Path, store: Path) -> str:
             lines.append(
                 f"gain over ridge, paired: {number(gain['value'], 4)} ({spread(gain['low'], gain['high'], 4)})"
             )
-        lines += [f"mark: {text}" for text in sorted(set(summary["marks"].get(target, {}).values()))]
+        lines += mark_lines(summary["marks"].get(target, {}))
     cost = summary["cost"]
     lines += [
         "",
         f"{cost['parameters'] / 1e6:.2f} M parameters, {cost['macs'] / 1e9:.2f} GMAC and "
         f"{cost['latency_ms']:.0f} ms a clip ({cost['device']}, {cost['threads']} threads, fp32, batch 1, all targets)",
         "clips: " + ", ".join(f"{count} {name}" for name, count in summary["clips"].items()),
+        *refusals,
     ]
     if summary["weights"] == "standin":
         lines.append(STANDIN_WARNING)
     lines += [f"run       {folder}", f"bundle    {folder / 'bundle'}", f"features  {store}"]
     return "\n".join(lines)
+
+
+def mark_lines(marks: Mapping[str, str]) -> list[str]:
+    """What cannot be trusted, a line for each reason with the metrics that it concerns."""
+    reasons: dict[str, list[str]] = {}
+    for metric, reason in marks.items():
+        reasons.setdefault(reason, []).append(metric)
+    return [f"not to be trusted: {', '.join(metrics)} ({reason})" for reason, metrics in reasons.items()]
 
 
 def row(name: str, found: dict[str, float | None], low_high: list[float | None] | None = None) -> list[str]:

@@ -113,14 +113,14 @@ def test_summary_has_every_metric_and_is_json(teacher: torch.Tensor) -> None:
     assert summary["targets"]["x"]["cka"] is None  # three clips are too few
     assert set(summary["intervals"]["x"]) == set(METRICS) - {"cka"}
     assert summary["gain"] == {} and summary["references"] == {}
-    assert summary["marks"]["x"]["r2c"] == "3 clips, 8 needed"
+    assert summary["marks"]["x"]["r2c"] == "3 test clips, 8 needed"
     json.dumps(summary, allow_nan=False)
 
 
 def test_marks() -> None:
     assert few_clips(8, 5) == {}
-    assert few_clips(7, 5) == {name: "7 clips, 8 needed" for name in METRICS}
-    assert few_clips(8, 4)["r2c"] == "4 groups: the interval cannot be trusted"
+    assert few_clips(7, 5) == {name: "7 test clips, 8 needed" for name in METRICS}
+    assert few_clips(8, 4)["r2c"] == "4 test groups, too few for an interval"
     assert finite({"a": float("nan"), "b": float("inf"), "c": 0.5}) == {"a": None, "b": None, "c": 0.5}
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -10,7 +12,7 @@ import torch
 from converters import create_converter
 from distill.engine import Engine
 from distill.objective import Objective
-from distill.train import Learner, NotFinite, Stopped, sampled_positions, train
+from distill.train import Learner, NotFinite, Stopped, StopRequest, sampled_positions, train
 from shards.ranks import Ranks
 from teachers.layout import TokenLayout
 
@@ -102,6 +104,21 @@ def test_a_loss_that_is_not_finite_stops_before_the_step_and_names_the_clip() ->
 def test_a_request_to_stop_is_saved_first() -> None:
     seen = loop([learner("linear", "main")], stop_at=2)
     assert seen["stopped"] == 2 and seen["saved"] == [2]
+
+
+def test_sigterm_is_remembered_within_the_loop_only() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with StopRequest() as asked:
+        assert not asked()
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert asked()
+    assert signal.getsignal(signal.SIGTERM) == before
+    try:
+        with pytest.raises(Stopped), StopRequest():
+            raise Stopped(3)
+        os.kill(os.getpid(), signal.SIGTERM)  # a second one does not kill what is on its way out
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_positions_are_a_function_of_seed_and_step() -> None:
