@@ -52,7 +52,7 @@ def independent_ridge(oracle: FieldOracle, clips: list, penalty: float) -> torch
 
 def test_training_starts_at_the_ridge_and_ends_above_it(oracle: FieldOracle) -> None:
     generator = torch.Generator().manual_seed(0)
-    options = {"width": 64, "latents": 32, "heads": 4, "blocks": 1, "direct": True}
+    options = {"width": 64, "latents": 32, "heads": 4, "blocks": 1}
     converter = create_converter(
         "perceiver", student=oracle.student, targets={"field": oracle.teacher}, options=options
     )
