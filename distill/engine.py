@@ -123,7 +123,11 @@ class Engine:
             self.parameters[name].copy_(value)
 
     def state(self) -> dict[str, Tensor]:
-        """Everything a resumed run needs, whole on every rank (a collective call): name -> tensor on the CPU."""
+        """Everything a resumed run needs, whole on every rank (a collective call): name -> tensor on the CPU.
+
+        Raises ValueError where weights or moments are not finite: a finite loss may have gradients that are not,
+        and what they leave must not push a whole checkpoint out.
+        """
         found: dict[str, Tensor] = {"step": torch.tensor(self.step_count)}
         for name, parameter in self.parameters.items():
             found[f"parameter/{name}"] = parameter.detach()
@@ -131,6 +135,12 @@ class Engine:
                 found[f"average/{name}"] = self.average[name]
             for moment in MOMENTS:
                 found[f"{moment}/{name}"] = self._moment(parameter, moment)
+        sick = [name for name, tensor in found.items() if not bool(tensor.isfinite().all())]
+        if sick:
+            raise ValueError(
+                f"after step {self.step_count} {sick[0]} is not finite ({len(sick)} such tensors); nothing is "
+                "saved, the last checkpoint stands. Lower train.lr or train.clip_norm"
+            )
         return {name: tensor.detach().cpu().clone().contiguous() for name, tensor in found.items()}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:

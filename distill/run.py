@@ -32,7 +32,7 @@ from recipes.schema import Recipe
 from shards.column import STUDENT
 from shards.features import Features, plan_features, refusal_lines
 from shards.launcher import follow_launcher
-from shards.ranks import Ranks
+from shards.ranks import Ranks, is_first
 from shards.reader import BatchReader
 from shards.store import FeatureStore
 from teachers import list_backbones
@@ -47,7 +47,8 @@ def main(argv: list[str]) -> int:
     try:
         recipe = load_recipe(argv, also=unknown_names)
     except RecipeError as error:
-        print(f"error: {error}", file=sys.stderr)
+        if is_first():
+            print(f"error: {error}", file=sys.stderr)
         return 2
     try:
         follow_launcher()

@@ -14,7 +14,8 @@ from recipes.check import RecipeError
 from recipes.compose import load_recipe
 from shards.disk import StoreError
 from shards.features import plan_features
-from shards.ranks import Ranks
+from shards.launcher import follow_launcher
+from shards.ranks import Ranks, is_first
 
 
 def main(argv: list[str]) -> int:
@@ -24,10 +25,12 @@ def main(argv: list[str]) -> int:
     try:
         recipe = load_recipe(argv, program="python -m shards.precompute")
     except RecipeError as error:
-        print(f"error: {error}", file=sys.stderr)
+        if is_first():
+            print(f"error: {error}", file=sys.stderr)
         return 2
-    ranks = Ranks.join()
     try:
+        follow_launcher()
+        ranks = Ranks.join()
         features = plan_features(recipe, ranks)
         store = features.extract()
         if ranks.main:

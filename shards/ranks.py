@@ -106,6 +106,12 @@ class FailedElsewhere(OSError):
     """Another rank could not do what this one waits for."""
 
 
+def is_first(environment: Mapping[str, str] | None = None) -> bool:
+    """Whether this is rank 0 by the launcher's word, before any group is joined: for messages that all would repeat."""
+    environment = os.environ if environment is None else environment
+    return environment.get("RANK", environment.get("SLURM_PROCID", "0")) == "0"
+
+
 def share_cores(local_world: int) -> None:
     """Divides this machine's cores between its ranks, unless OMP_NUM_THREADS says otherwise."""
     if local_world > 1 and "OMP_NUM_THREADS" not in os.environ:

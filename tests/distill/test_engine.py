@@ -149,3 +149,13 @@ def test_a_foreign_state_is_refused(ranks: Ranks) -> None:
     run(engine, 0, 1)
     with pytest.raises(ValueError, match="load_parameters before"):
         start()[1].restore(engine.state())
+
+
+def test_spoilt_weights_are_not_saved(ranks: Ranks) -> None:
+    """A finite loss whose gradients overflow: the weights go, the checkpoint on disk must not."""
+    model, engine = start()
+    run(engine, 0, 2)
+    with torch.no_grad():
+        model.skips.bias[1] = float("inf")
+    with pytest.raises(ValueError, match=r"after step 2 parameter/skips.bias is not finite \(1 such"):
+        engine.state()

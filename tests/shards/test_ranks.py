@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from shards.ranks import Ranks, device_index, first_host, read_environment
+from shards.ranks import Ranks, device_index, first_host, is_first, read_environment
 
 ROOT = Path(__file__).resolve().parents[2]
 TORCHRUN = {
@@ -140,3 +140,8 @@ def test_an_error_of_rank_0_reaches_the_others(tmp_path: Path) -> None:
         for rank in range(2)
     ]
     assert [process.wait(timeout=120) for process in processes] == [0, 0]
+
+
+def test_only_the_first_rank_speaks_before_the_group_is_joined() -> None:
+    assert is_first({}) and is_first({"RANK": "0"}) and is_first({"SLURM_PROCID": "0"})
+    assert not is_first({"RANK": "1"}) and not is_first({"SLURM_PROCID": "3"})
