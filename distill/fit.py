@@ -81,7 +81,10 @@ def solve_ridges(
     for equation in equations.values():
         for sums in equation.tensors():
             ranks.sum_(sums)
-    return {place: equation.solve() for place, equation in equations.items()}
+    bar = tqdm(
+        equations.items(), desc="ridge, solving", unit="map", delay=1, disable=not ranks.main, dynamic_ncols=True
+    )
+    return {place: equation.solve() for place, equation in bar}
 
 
 def open_equations(

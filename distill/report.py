@@ -18,8 +18,8 @@ STANDIN_WARNING = (
 )
 
 
-def end_table(summary: dict[str, Any], *, folder: Path, store: Path, refusals: Sequence[str] = ()) -> str:
-    """The converter beside its floors on the test clips, its cost, what was refused, and where things lie."""
+def end_table(summary: dict[str, Any], *, folder: Path, store: Path, notices: Sequence[str] = ()) -> str:
+    """The converter beside its floors on the test clips, its cost, what its clips are, and where things lie."""
     lines: list[str] = []
     for target in summary["targets"]:
         rows = [row(summary["family"], summary["targets"][target], summary["intervals"][target]["r2c"])]
@@ -38,7 +38,7 @@ def end_table(summary: dict[str, Any], *, folder: Path, store: Path, refusals: S
         f"{cost['parameters'] / 1e6:.2f} M parameters, {cost['macs'] / 1e9:.2f} GMAC and "
         f"{cost['latency_ms']:.0f} ms a clip ({cost['device']}, {cost['threads']} threads, fp32, batch 1, all targets)",
         "clips: " + ", ".join(f"{count} {name}" for name, count in summary["clips"].items()),
-        *refusals,
+        *notices,
     ]
     if summary["weights"] == "standin":
         lines.append(STANDIN_WARNING)

@@ -30,7 +30,7 @@ from recipes.check import RecipeError
 from recipes.compose import load_recipe, to_yaml
 from recipes.schema import Recipe
 from shards.column import STUDENT
-from shards.features import Features, plan_features, refusal_lines
+from shards.features import Features, notices, plan_features
 from shards.launcher import follow_launcher
 from shards.ranks import Ranks, is_first
 from shards.reader import BatchReader
@@ -92,7 +92,7 @@ def distill(recipe: Recipe, ranks: Ranks) -> dict[str, Any]:
     if ranks.main:
         converter.cpu().save(folder.bundle, card=model_card(summary, store))
         folder.write("summary.json", summary)
-        print(end_table(summary, folder=folder.path, store=features.path, refusals=refusal_lines(store)))
+        print(end_table(summary, folder=folder.path, store=features.path, notices=notices(store)))
     folder.close()
     return summary
 

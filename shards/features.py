@@ -138,7 +138,7 @@ class Features:
             )
         store = self.open()
         if self.ranks.main:
-            for line in refusal_lines(store):
+            for line in notices(store):
                 self.say(line)
         return store
 
@@ -260,12 +260,17 @@ def pixels_under(teacher: Backbone, student: Backbone) -> Backbone:
     return create_backbone("pixels", options={"grid": grid, "frames": frames, "pixels": model.pixels, "cells": cells})
 
 
-def refusal_lines(store: FeatureStore, *, most: int = 10) -> list[str]:
-    """What a run must say about clips that it does not have."""
-    if not store.refused:
-        return []
-    lines = [f"data: {len(store.refused)} of {len(store.refused) + len(store)} clips were refused:"]
-    lines += [f"  {key}: {reason}" for key, reason in sorted(store.refused.items())[:most]]
+def notices(store: FeatureStore, *, most: int = 10) -> list[str]:
+    """What a run must say about its clips: which it does not have, and which were odd but could be read."""
+    lines: list[str] = []
+    if store.refused:
+        lines.append(f"data: {len(store.refused)} of {len(store.refused) + len(store)} clips were refused:")
+        lines += [f"  {key}: {reason}" for key, reason in sorted(store.refused.items())[:most]]
     if len(store.refused) > most:
         lines.append(f"  and {len(store.refused) - most} more; the store's clips/*.json names them all")
+    odd = [f"  {clip['source']}: {'; '.join(clip['notes'])}" for clip in store.clips if clip.get("notes")]
+    if odd:
+        lines += [f"data: {len(odd)} clips were read with a remark:", *odd[:most]]
+    if len(odd) > most:
+        lines.append(f"  and {len(odd) - most} more; the records in the store's clips/*.tar hold them all")
     return lines

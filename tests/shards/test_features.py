@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from recipes.compose import load_recipe
-from shards.features import Features, plan_features
+from shards.features import Features, notices, plan_features
 from shards.ranks import Ranks
 
 PIXELS = "{grid: [2, 4, 4], frames: 4, pixels: 16, cells: 2}"
@@ -54,6 +54,20 @@ def test_a_finished_store_is_found_without_its_backbones(videos: Path, tmp_path:
     again = planned(videos, place, said=said)
     again.extract()
     assert said[-1] == f"features: already in {tmp_path / 'store'}" and "sources" not in vars(again)
+
+
+def test_refused_and_odd_clips_are_named(videos: Path, tmp_path: Path) -> None:
+    root = tmp_path / "videos"
+    shutil.copytree(videos, root)
+    (root / "a" / "zz.mp4").write_bytes(b"no video")
+    said: list[str] = []
+    store = planned(root, f"store.path={tmp_path / 'store'}", said=said).extract()
+    assert "data: 1 of 7 clips were refused:" in said and any("a/zz.mp4" in line for line in said)
+    assert not any("remark" in line for line in notices(store))
+    store.clips[0]["notes"], store.clips[2]["notes"] = ["times run backwards"], ["cut", "short"]
+    lines = notices(store, most=1)
+    assert lines[-3] == "data: 2 clips were read with a remark:"
+    assert lines[-2].endswith(": times run backwards") and lines[-1].startswith("  and 1 more")
 
 
 @pytest.mark.parametrize(
