@@ -61,16 +61,17 @@ class Floors:
         column: str = STUDENT,
         targets: Sequence[str] | None = None,
         *,
-        normaliser: Mode = "position",
+        normaliser: Mode | None = None,
         options: Mapping[str, Any] | None = None,
         seed: int = 0,
     ) -> Converter:
-        """Another family from a column to some of the converter's targets, normalisers set."""
+        """Another family from a column to some of the converter's targets, normalisers set. normaliser: None takes the
+        converter's own, so that ridge is solved in the space in which its skip starts."""
         other = create_converter(
             family,
             student=self.store.layout(column),
             targets={name: self.converter.targets[name] for name in targets or self.converter.targets},
-            normaliser=normaliser,
+            normaliser=normaliser or self.converter.normaliser,
             options=options,
             seed=seed,
         )
@@ -86,7 +87,7 @@ class Floors:
         if name == "mean":
             return [Candidate(self.build("constant", normaliser="global"))]
         if name == "position_mean":
-            return [Candidate(self.build("constant"))]
+            return [Candidate(self.build("constant", normaliser="position"))]
         if name == "ridge":
             return [Candidate(set_skips(self.build("linear"), self.ridges))]
         if name == "shuffled":

@@ -202,14 +202,17 @@ def test_every_split_has_its_use(tiny: list[str], monkeypatch: pytest.MonkeyPatc
     assert stages[3:-1] == [("score", "val")] * 3 and stages[-1] == ("score", "test")
 
 
-def test_a_run_starts_at_the_ridge(tiny: list[str], tmp_path: Path) -> None:
-    """One step at next to no rate: converter and skip are the ridge, and their own scores in the summary."""
-    assert run.main([*tiny, "train.steps=1", "train.lr=1e-12", "train.min_lr=0", "run.name=run"]) == 0
+@pytest.mark.parametrize("normaliser", ["position", "global"])
+def test_a_run_starts_at_the_ridge_of_its_own_space(normaliser: str, tiny: list[str], tmp_path: Path) -> None:
+    """One step at next to no rate: converter and trained floors are the ridge, and their own scores in the summary."""
+    words = ["train.steps=1", "train.lr=1e-12", "train.min_lr=0", f"converter.normaliser={normaliser}", "run.name=run"]
+    assert run.main([*tiny, *words]) == 0
     summary = json.loads((tmp_path / "runs" / "run" / "summary.json").read_text())
     floors = {name: found["videomae"]["r2c"] for name, found in summary["floors"].items()}
-    assert floors["ridge"] > 0.9
+    assert floors["ridge"] > 0.5
     assert [floors["skip"], floors["mlp"]] == pytest.approx([floors["ridge"]] * 2, abs=1e-6)
     assert summary["targets"]["videomae"]["r2c"] == pytest.approx(floors["ridge"], abs=1e-6)
+    assert floors["position_mean"] == pytest.approx(0, abs=1e-6)
 
 
 def test_accumulation_and_the_rate_of_the_skip_reach_the_engine(tiny: list[str], tmp_path: Path) -> None:
