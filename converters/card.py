@@ -28,6 +28,12 @@ def render(config: dict[str, Any], converter: Converter) -> str:
         "non-commercial use only."
         for name, licence in non_commercial(config)
     ]
+    standins = [name for name, origin in _origins(config).items() if origin.get("weights") == "standin"]
+    if standins:
+        warnings.append(
+            f"> **Stand-ins.** The weights of {', '.join(standins)} are random: this converter shows that the "
+            "machinery works, and nothing about any model."
+        )
     sections = [
         _front_matter(config, converter),
         f"# {title}",
@@ -49,6 +55,7 @@ def render(config: dict[str, Any], converter: Converter) -> str:
         _table(("backbone", *ORIGIN), _origin_rows(config, converter)),
         "## Metrics",
         _metrics(config),
+        _floors(config),
         "## Digests",
         _table(("of", "digest"), sorted((name, value) for name, value in (config.get("digests") or {}).items())),
     ]
@@ -107,6 +114,20 @@ def _metrics(config: dict[str, Any]) -> str:
     ]
     more = f"\n\nAnd {len(rows) - CARD_METRICS} more in config.json." if len(rows) > CARD_METRICS else ""
     return (_table(("target", "metric", "value"), rows[:CARD_METRICS]) or "None were given.") + more
+
+
+def _floors(config: dict[str, Any]) -> str:
+    """r2c of the floors that the converter must beat, where the run measured them."""
+    training = config.get("training")
+    floors = training.get("floors") if isinstance(training, dict) else None
+    rows = [
+        (floor, target, f"{metrics['r2c']:.4f}")
+        for floor, by_target in (floors.items() if isinstance(floors, dict) else ())
+        if isinstance(by_target, dict)
+        for target, metrics in by_target.items()
+        if isinstance(metrics, dict) and isinstance(metrics.get("r2c"), (int, float))
+    ]
+    return "\n\n".join(["Its floors, on the same clips:", _table(("floor", "target", "r2c"), rows)]) if rows else ""
 
 
 def _table(head: tuple[str, ...], rows: list[Any]) -> str:

@@ -225,3 +225,14 @@ def test_training_goes_on_after_loading(bundle):
     converter = load_converter(bundle).train()
     converter(draw(1, *STUDENT.shape))["vivit"].sum().backward()
     assert converter.branch.latents.grad is not None
+
+
+def test_the_card_shows_floors_and_stand_ins(tmp_path):
+    floors = {"ridge": {"videomae": {"r2c": 0.87312}}, "pixels": {"videomae": {"r2c": None}}, "odd": 3}
+    card = {"origins": {"student": {"weights": "standin"}}, "training": {"floors": floors}}
+    tiny("linear").save(tmp_path, card=card)
+    text = (tmp_path / "README.md").read_text()
+    assert "| ridge | videomae | 0.8731 |" in text and "| pixels |" not in text
+    assert "The weights of student are random" in text
+    tiny("linear").save(tmp_path, card={"training": [1]})
+    assert "floors" not in (tmp_path / "README.md").read_text()
