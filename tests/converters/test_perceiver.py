@@ -6,7 +6,7 @@ import torch
 from small import STUDENT, draw, stir, tiny
 
 from converters import create_converter
-from converters.resample import Queries, trilinear
+from converters.resample import Queries
 from teachers.layout import TokenLayout
 
 
@@ -24,55 +24,6 @@ def test_latents_start_apart_and_attention_is_not_uniform():
     seen = (-(weights * weights.log()).sum(dim=-1)).exp().mean()
     assert seen < 1000  # of 2048 tokens; independent query and key maps look at nearly all
     assert attended.std(dim=0).min() > 0.05
-
-
-def trained(target: TokenLayout, *, skip="none", steps=120):
-    """A perceiver trained without a skip on a linear map of a smooth field."""
-    student = TokenLayout((2, 8, 8), 12)
-    converter = create_converter(
-        "perceiver",
-        student=student,
-        targets={"y": target},
-        skip=skip,
-        options={"width": 48, "latents": 16, "blocks": 1},
-    )
-    mixing = draw(3, 2, 12, seed=5)
-    optimizer = torch.optim.AdamW(converter.parameters(), lr=3e-3)
-    losses = []
-    for step in range(steps):
-        waves = draw(8, 3, 12, seed=1000 + step)
-        x = (student.centres() * torch.pi).cos() @ waves
-        y = ((target.centres() * torch.pi).cos() @ waves) @ mixing.sum(dim=0).T
-        loss = (converter(x, standardised=True)["y"] - y).square().mean() / y.var()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    return converter.eval(), x, losses
-
-
-def test_answers_between_trained_positions_are_the_smooth_interpolation():
-    target = TokenLayout((2, 7, 7), 2)
-    converter, x, losses = trained(target)
-    assert sum(losses[-10:]) < 0.35 * sum(losses[:10])
-    finer = TokenLayout((2, 14, 14), 2)
-    with torch.no_grad():
-        own = converter(x)["y"]
-        between = converter(x, layouts={"y": finer})["y"]
-    smooth = trilinear(own, target.grid, target.extent, finer.centres())
-    inside = ((finer.centres()[:, 1:] > 1 / 14) & (finer.centres()[:, 1:] < 13 / 14)).all(dim=1)
-    assert (between - smooth)[:, inside].var() < 0.02 * own.var()
-
-
-def test_a_converter_at_14_answers_smoothly_at_28(tokens):
-    """Untrained output weights at random: neighbours at half a cell differ less than neighbours at a cell."""
-    converter = create_converter("perceiver", student=STUDENT, targets={"y": TokenLayout((2, 14, 14), 4)}, skip="none")
-    torch.nn.init.normal_(converter.branch.decoder.outputs["y"].weight)
-    with torch.no_grad():
-        coarse = converter(tokens)["y"].unflatten(1, (2, 14, 14))
-        fine = converter(tokens, layouts={"y": TokenLayout((2, 28, 28), 4)})["y"].unflatten(1, (2, 28, 28))
-    for axis in (2, 3):
-        assert fine.diff(dim=axis).square().mean() < 0.5 * coarse.diff(dim=axis).square().mean()
 
 
 def test_the_look_up_reads_single_student_tokens(tokens):
