@@ -8,12 +8,13 @@ Axes: b clips, s student tokens, l latents, q target tokens (of all targets, one
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from converters.attention import Attention, Block, mlp
+from converters.approximation import Nystrom, Performer
+from converters.attention import Attend, Attention, Block, attend, mlp
 from converters.branch import check_count
 from converters.decoder import Decoder, GridMix, Places, evenly
 from converters.resample import Queries
@@ -24,34 +25,63 @@ from teachers.layout import TokenLayout
 WIDTHS = {1: 320, 2: 256, 3: 192, 4: 160}
 NARROWEST = 128
 MAX_WIDTH, MAX_LATENTS, MAX_BLOCKS = 4096, 8192, 64
+SIZES = {
+    "base": {"width": 320, "latents": 192, "samples": 8, "lookup": 64},
+    "small": {"width": 192, "latents": 128, "samples": 4, "lookup": 32},
+}
+MIXINGS = ("full", "nystrom", "performer")
 
 
 def perceiver(
     student: TokenLayout,
     targets: dict[str, TokenLayout],
     *,
+    size: Literal["base", "small"] = "base",
     width: int | None = None,
-    latents: int = 192,
+    latents: int | None = None,
     heads: int | None = None,
     blocks: int = 1,
     samples: int | None = None,
-    lookup: int = 64,
+    lookup: int | None = None,
+    mixing: Literal["full", "nystrom", "performer"] = "full",
+    landmarks: int = 32,
+    features: int | None = None,
 ) -> Perceiver:
-    """width: of the trunk. Default: 320 for one target down to 128, by the number of linear maps that the skips hold,
+    """size: what the others default to.
+    width: of the trunk. Default: 320 for one target down to 128, by the number of linear maps that the skips hold,
         so that 1024 -> 768 stays within 5 M parameters for up to four maps; never above the student's own width.
-    latents: how many. heads: default one per 64 channels. blocks: of self-attention among the latents.
+    latents: how many; default 192. heads: default one per 64 channels. blocks: of self-attention among the latents.
     samples: places that a query reads beside its own, each a part of the channels; default 8, or one per head.
-    lookup: finders of the look-up by content over all student tokens; 0: none.
+    lookup: finders of the look-up by content over all student tokens; default 64; 0: none.
+    mixing: how the latents attend to each other.
     """
+    _check_choice("size", size, tuple(SIZES))
+    _check_choice("mixing", mixing, MIXINGS)
+    defaults = SIZES[size]
     if width is None:
-        width = default_width(student, targets)
+        width = min(default_width(student, targets), defaults["width"])
+    if samples is None and width % defaults["samples"] == 0:
+        samples = defaults["samples"]
     heads, samples = check_width(width, heads, samples)
-    check_count("latents", latents, MAX_LATENTS)
+    latents = check_count("latents", defaults["latents"] if latents is None else latents, MAX_LATENTS)
     check_count("blocks", blocks, MAX_BLOCKS)
+    lookup = defaults["lookup"] if lookup is None else lookup
     if lookup != 0 or isinstance(lookup, bool):
         check_count("lookup", lookup, MAX_LATENTS)
+    check_count("landmarks", landmarks, MAX_LATENTS)
+    features = check_count("features", 4 * width // heads if features is None else features, MAX_LATENTS)
     return Perceiver(
-        student, targets, width=width, latents=latents, heads=heads, blocks=blocks, samples=samples, lookup=lookup
+        student,
+        targets,
+        width=width,
+        latents=latents,
+        heads=heads,
+        blocks=blocks,
+        samples=samples,
+        lookup=lookup,
+        mixing=mixing,
+        landmarks=landmarks,
+        features=features,
     )
 
 
@@ -74,6 +104,17 @@ def check_width(width: int, heads: int | None, samples: int | None) -> tuple[int
     return heads, samples
 
 
+def _check_choice(name: str, value: object, valid: tuple[str, ...]) -> None:
+    if value not in valid:
+        raise ValueError(f"{name} is {value!r}; valid: {', '.join(valid)}")
+
+
+def _mixer(mixing: str, channels: int, landmarks: int, features: int) -> Attend:
+    if mixing == "nystrom":
+        return Nystrom(landmarks)
+    return Performer(channels, features) if mixing == "performer" else attend
+
+
 class Perceiver(nn.Module):
     """Cost at full geometry (2048 x 1024 -> 1568 x 768, width 320): 3.6 GMAC."""
 
@@ -88,6 +129,9 @@ class Perceiver(nn.Module):
         blocks: int,
         samples: int,
         lookup: int,
+        mixing: str,
+        landmarks: int,
+        features: int,
     ) -> None:
         super().__init__()
         assert student.grid is not None
@@ -98,6 +142,9 @@ class Perceiver(nn.Module):
             "blocks": blocks,
             "samples": samples,
             "lookup": lookup,
+            "mixing": mixing,
+            "landmarks": landmarks,
+            "features": features,
         }
         self.project = nn.Linear(student.dim, width)
         self.neighbours = nn.Sequential(GridMix(student.grid, width), GridMix(student.grid, width))
@@ -105,7 +152,9 @@ class Perceiver(nn.Module):
         self.latents = nn.Parameter(self._first_latents(latents))
         self.read = Attention(width, heads)
         self.digest = mlp(width)
-        self.mix = nn.ModuleList([Block(width, heads) for _ in range(blocks)])
+        self.mix = nn.ModuleList(
+            [Block(width, heads, attend=_mixer(mixing, width // heads, landmarks, features)) for _ in range(blocks)]
+        )
         self.decoder = Decoder(student, targets, width=width, heads=heads, samples=samples, lookup=lookup)
 
     @torch.no_grad()
