@@ -1,11 +1,13 @@
 """Attention whose cost grows with the number of tokens, not with its square: Nystrom's and Performer's approximations.
 
 Each may stand where converters.attention.attend stands: (b h q c), (b h m c), (b h m c) -> (b h q c), without a bias.
-Both calculate in float32 at least, autocast or not: a pseudo-inverse amplifies rounding, exponentials amplify it too.
+Both calculate in float32 at least, autocast or not: a pseudo-inverse amplifies rounding, and so do exponentials.
 Axes: b clips, h heads, q asking tokens, m tokens of a memory, c channels of a head, g landmarks, f features.
 """
 
 from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -45,21 +47,23 @@ class Performer(nn.Module):
 def nystrom(q: Tensor, k: Tensor, v: Tensor, landmarks: int) -> Tensor:
     """softmax(q g_k') pinv(softmax(g_q g_k')) softmax(g_q k') v, landmarks g being means of runs of tokens.
 
-    Runs differ by at most one token in length. From as many landmarks as tokens on, it is exact attention. Asking
-    tokens and memory have the same number. Source: Xiong et al., Nystromformer (2021), without its convolution of v.
+    Runs differ by at most one token in length, and a landmark counts as its run: of tokens that repeat run by run
+    nothing is lost. With as many landmarks as tokens it is exact attention. Asking tokens and memory have the same
+    number. Source: Xiong et al., Nystromformer (2021), without its convolution of v.
     """
     tokens = q.shape[-2]
     assert tokens == k.shape[-2]
     if landmarks >= tokens:
         return attend(q, k, v)
-    with torch.autocast(q.device.type, enabled=False):
+    with _no_autocast(q.device.type):
         given, (q, k, v) = q.dtype, _wide(q, k, v)
         run = torch.arange(tokens, device=q.device) * landmarks // tokens
-        share = F.one_hot(run, landmarks).to(q.dtype).T
-        share = share / share.sum(dim=1, keepdim=True)  # (g m)
-        asking, memory = share @ q, share @ k
-        core = (asking @ memory.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(dim=-1)
-        return attend(q, memory, pseudo_inverse(core) @ attend(asking, k, v)).to(given)
+        member = F.one_hot(run, landmarks).to(q.dtype).T  # (g m)
+        lengths = member.sum(dim=1)
+        asking, memory = (member @ x / lengths[:, None] for x in (q, k))
+        bias = lengths.log().expand(1, 1, 1, -1)
+        core = (asking @ memory.transpose(-1, -2) * q.shape[-1] ** -0.5 + bias).softmax(dim=-1)
+        return attend(q, memory, pseudo_inverse(core) @ attend(asking, k, v), bias).to(given)
 
 
 def pseudo_inverse(a: Tensor, iterations: int = ITERATIONS) -> Tensor:
@@ -80,7 +84,7 @@ def performer(q: Tensor, k: Tensor, v: Tensor, projection: Tensor) -> Tensor:
     softmaxes, the tokens' under each feature and the features' under each asking token, the same quotient has nothing
     that can overflow, and no denominator that can vanish. Source: Choromanski et al., Rethinking attention (2021).
     """
-    with torch.autocast(q.device.type, enabled=False):
+    with _no_autocast(q.device.type):
         given, (q, k, v) = q.dtype, _wide(q, k, v)
         w = projection.to(q.dtype).T
         q, k = q * q.shape[-1] ** -0.25, k * k.shape[-1] ** -0.25
@@ -93,6 +97,11 @@ def orthogonal_gaussian(features: int, channels: int) -> Tensor:
     """Rows (f c) that are each standard normal, and at right angles within every run of c, which lowers the error."""
     runs = [nn.init.orthogonal_(torch.empty(channels, channels)) for _ in range(-(-features // channels))]
     return torch.cat(runs)[:features] * torch.randn(features, channels).norm(dim=1, keepdim=True)
+
+
+def _no_autocast(device: str) -> AbstractContextManager[object]:
+    """The meta device has none to switch off."""
+    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
 
 
 def _wide(*parts: Tensor) -> list[Tensor]:
