@@ -47,9 +47,9 @@ class Performer(nn.Module):
 def nystrom(q: Tensor, k: Tensor, v: Tensor, landmarks: int) -> Tensor:
     """softmax(q g_k') pinv(softmax(g_q g_k')) softmax(g_q k') v, landmarks g being means of runs of tokens.
 
-    Runs differ by at most one token in length, and a landmark counts as its run: of tokens that repeat run by run
-    nothing is lost. With as many landmarks as tokens it is exact attention. Asking tokens and memory have the same
-    number. Source: Xiong et al., Nystromformer (2021), without its convolution of v.
+    Runs differ by at most one token in length, and a landmark counts as its run: nothing is lost where keys repeat run
+    by run. With as many landmarks as tokens it is exact attention. Asking tokens and memory have the same number.
+    Source: Xiong et al., Nystromformer (2021), without its convolution of v.
     """
     tokens = q.shape[-2]
     assert tokens == k.shape[-2]

@@ -92,7 +92,7 @@ def default_width(student: TokenLayout, targets: dict[str, TokenLayout]) -> int:
 
 
 def check_width(width: int, heads: int | None, samples: int | None, *, usual: int = 8) -> tuple[int, int]:
-    """(heads, samples), by default one head per 64 channels and `usual` samples. Raises ValueError unless they divide."""
+    """(heads, samples), by default a head per 64 channels and `usual` samples. Raises ValueError unless both divide."""
     check_count("width", width, MAX_WIDTH)
     if heads is None:
         heads = next(count for count in range(max(width // 64, 1), 0, -1) if width % count == 0)

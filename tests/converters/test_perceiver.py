@@ -164,3 +164,12 @@ def test_neighbours_follow_each_other_along_the_curve():
     assert sorted(order.tolist()) == list(range(192))
     spread, scattered = (part.unflatten(0, (32, 6)).std(dim=1).mean() for part in (places[order], places))
     assert spread < 0.6 * scattered
+
+
+def test_latents_that_landmarks_will_average_start_in_runs():
+    full, nystrom = (
+        tiny("perceiver", options={"width": 32, "heads": 2, "latents": 64, "mixing": mixing}).branch.latents.detach()
+        for mixing in ("full", "nystrom")
+    )
+    steps = [latents.diff(dim=0).norm(dim=1).mean() for latents in (full, nystrom)]
+    assert steps[1] < 0.8 * steps[0]
