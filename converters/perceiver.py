@@ -55,7 +55,7 @@ def perceiver(
     mixing: how the latents attend to each other: "full", exactly, the fastest at 192 latents; "nystrom", through
         `landmarks` means of them, faster from about 512 on; "performer", through random `features` (default 4 per
         channel of a head), faster from about 1024 on. Both are coarse: see tests/benchmarks/mixing.py.
-    size: "small" lowers the defaults to at most 192 wide, 128 latents, 4 samples and 32 finders: half the time of a step.
+    size: "small" lowers the defaults to at most 192 wide, 128 latents, 4 samples and 32 finders: half the time.
     """
     _check_choice("size", size, tuple(SIZES))
     _check_choice("mixing", mixing, MIXINGS)
@@ -69,7 +69,8 @@ def perceiver(
     if lookup != 0 or isinstance(lookup, bool):
         check_count("lookup", lookup, MAX_LATENTS)
     check_count("landmarks", landmarks, MAX_LATENTS)
-    features = check_count("features", 4 * width // heads if features is None else features, MAX_LATENTS)
+    features = min(4 * width // heads, MAX_LATENTS) if features is None else features
+    check_count("features", features, MAX_LATENTS)
     return Perceiver(
         student,
         targets,
