@@ -20,6 +20,10 @@ OPTIONS = {
     "tokenlearner": {"width": 16, "tokens": 4, "heads": 2, "samples": 4},
     "mlp": {"parameters": 3000},
 }
+VARIANTS = {  # further settings that a family's contract covers: "family-what" -> options
+    "perceiver-nystrom": OPTIONS["perceiver"] | {"mixing": "nystrom", "landmarks": 4},
+    "perceiver-performer": OPTIONS["perceiver"] | {"mixing": "performer", "features": 20},
+}
 
 
 def draw(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -27,9 +31,10 @@ def draw(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 def tiny(family: str, seed: int = 0, **overrides: object) -> Converter:
-    """A converter of any registered family with position statistics in its normalisers."""
-    arguments = {"student": STUDENT, "targets": TARGETS, "options": OPTIONS.get(family), "seed": seed, **overrides}
-    converter = create_converter(family, **arguments)  # type: ignore[arg-type]
+    """A converter of any registered family or variant with position statistics in its normalisers."""
+    options = (OPTIONS | VARIANTS).get(family)
+    arguments = {"student": STUDENT, "targets": TARGETS, "options": options, "seed": seed, **overrides}
+    converter = create_converter(family.partition("-")[0], **arguments)  # type: ignore[arg-type]
     normalisers = [converter.student_normaliser, *converter.target_normalisers.values()]
     for at, normaliser in enumerate(normalisers):
         normaliser.set_(draw(*normaliser.mean.shape, seed=at) * 3, draw(*normaliser.scale.shape, seed=at).abs() + 0.5)

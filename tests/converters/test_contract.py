@@ -1,4 +1,4 @@
-"""One contract for every registered family."""
+"""One contract for every registered family, and for variants of them."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ import sys
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from small import STUDENT, TARGETS, draw, stir, tiny
+from small import STUDENT, TARGETS, VARIANTS, draw, stir, tiny
 
 from converters import FAMILIES, create_converter, load_converter
 from teachers.layout import TokenLayout
 
-LEARNED = [name for name in FAMILIES if name != "constant"]
-BRANCHED = [name for name in FAMILIES if FAMILIES[name]]
+ALL = [*FAMILIES, *VARIANTS]
+LEARNED = [name for name in ALL if name != "constant"]
+BRANCHED = [name for name in ALL if FAMILIES.get(name) != ""]
 SUBSETS = {"videomae": torch.tensor([0, 5, 17]), "timesformer": torch.tensor([2, 3, 30, 36])}
 
 
@@ -24,7 +25,7 @@ def test_there_are_families():
 
 
 @pytest.mark.parametrize("normaliser", ["position", "global"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ALL)
 def test_shape_and_finite(family, normaliser, tokens):
     answers = stir(tiny(family, normaliser=normaliser))(tokens)
     assert {name: tuple(y.shape) for name, y in answers.items()} == {
@@ -33,7 +34,7 @@ def test_shape_and_finite(family, normaliser, tokens):
     assert all(y.isfinite().all() and y.dtype == torch.float32 for y in answers.values())
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ALL)
 def test_units_are_a_fixed_map_away(family, tokens):
     converter = stir(tiny(family))
     answers, inside = converter(tokens), converter(tokens, standardised=True)
@@ -72,7 +73,7 @@ def test_gradient_reaches_every_parameter_after_one_step(family, skip, tokens):
     assert without == []
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ALL)
 def test_a_subset_of_positions_is_that_part_of_the_whole(family, tokens):
     converter = stir(tiny(family))
     whole, part = converter(tokens), converter(tokens, positions=SUBSETS)
@@ -80,7 +81,7 @@ def test_a_subset_of_positions_is_that_part_of_the_whole(family, tokens):
         torch.testing.assert_close(part[name], y[:, SUBSETS[name]] if name in SUBSETS else y, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ALL)
 def test_another_grid_of_the_same_target(family, tokens):
     converter = stir(tiny(family))
     finer = TokenLayout((2, 9, 9), 12)
@@ -91,14 +92,14 @@ def test_another_grid_of_the_same_target(family, tokens):
     torch.testing.assert_close(centres, converter(tokens)["videomae"], atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ALL)
 def test_clips_do_not_see_each_other(family, tokens):
     converter = stir(tiny(family)).eval()
     for name, y in converter(tokens).items():
         torch.testing.assert_close(converter(tokens[1:])[name], y[1:], atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ALL)
 def test_bf16_is_close_to_fp32(family, tokens):
     converter = stir(tiny(family))
     exact = converter(tokens, standardised=True)
@@ -113,7 +114,7 @@ def test_bf16_is_close_to_fp32(family, tokens):
         assert (rough[name] - y).norm() <= 0.03 * y.norm()
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ALL)
 def test_the_seed_alone_decides_the_bits(family):
     before = torch.random.get_rng_state()
     first = tiny(family, seed=7)
@@ -125,7 +126,7 @@ def test_the_seed_alone_decides_the_bits(family):
         assert not all(torch.equal(tensor, other[name]) for name, tensor in first.state_dict().items())
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ALL)
 def test_saved_and_loaded_bit_for_bit(family, tokens, tmp_path):
     converter = stir(tiny(family, seed=3)).eval()
     loaded = load_converter(converter.save(tmp_path / "bundle"))
@@ -137,7 +138,7 @@ def test_saved_and_loaded_bit_for_bit(family, tokens, tmp_path):
 
 def test_a_bundle_loads_without_the_training_stack(tokens, tmp_path):
     """In a fresh process: same bits, and neither deepspeed nor transformers."""
-    for family in FAMILIES:
+    for family in ALL:
         converter = stir(tiny(family)).eval()
         converter.save(tmp_path / family)
         save_file(converter(tokens), tmp_path / f"{family}.safetensors")
@@ -147,7 +148,7 @@ import sys
 from safetensors.torch import load_file, save_file
 from converters import load_converter
 tokens = load_file("tokens.safetensors")["tokens"]
-for family in {list(FAMILIES)}:
+for family in {ALL}:
     save_file(load_converter(family)(tokens), family + ".again.safetensors")
 loaded = {{name.split(".")[0] for name in sys.modules}}
 assert not loaded & {{"deepspeed", "transformers", "timm", "av", "hydra"}}, loaded
@@ -158,12 +159,12 @@ assert not loaded & {{"deepspeed", "transformers", "timm", "av", "hydra"}}, load
         [sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 0, done.stderr
-    for family in FAMILIES:
+    for family in ALL:
         ours, theirs = (load_file(tmp_path / f"{family}{end}") for end in (".safetensors", ".again.safetensors"))
         assert all(torch.equal(y, theirs[name]) for name, y in ours.items())
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ALL)
 def test_nothing_is_left_on_another_device(family):
     """The meta device refuses to meet tensors of the CPU."""
     converter = tiny(family).to("meta")
@@ -171,7 +172,7 @@ def test_nothing_is_left_on_another_device(family):
     assert all(y.device.type == "meta" for y in answers.values())
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ALL)
 def test_exports_with_any_batch(family, tokens):
     two = {name: TARGETS[name] for name in ("timesformer", "vivit")}  # grid, special and pooled; a third takes seconds
     converter = stir(tiny(family, targets=two)).eval()
@@ -182,7 +183,7 @@ def test_exports_with_any_batch(family, tokens):
         torch.testing.assert_close(program.module()(three)[name], y, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ALL)
 def test_config_builds_the_same_modules(family):
     config = tiny(family).config()
     again = create_converter(

@@ -34,6 +34,16 @@ def test_one_to_five_million_parameters_at_full_geometry(family, shape):
 
 
 @pytest.mark.parametrize("targets", SHAPES.values(), ids=SHAPES)
+def test_a_small_perceiver_has_over_a_million_parameters_and_fewer_than_the_default(targets):
+    with torch.device("meta"):
+        base, small = (
+            create_converter("perceiver", student=FULL, targets=targets, options={"size": size})
+            for size in ("base", "small")
+        )
+    assert 1_000_000 <= small.num_parameters() < base.num_parameters()
+
+
+@pytest.mark.parametrize("targets", SHAPES.values(), ids=SHAPES)
 def test_the_mlp_matches_a_parameter_count(targets):
     with torch.device("meta"):
         branch = create_converter("mlp", student=FULL, targets=targets, options={"parameters": 3_900_000}).branch
@@ -57,6 +67,11 @@ def test_names_are_found():
         ({"options": {"blocks": True}}, "blocks is True"),
         ({"options": {"width": 1 << 20}}, "width is 1048576; .* 1 to 4096"),
         ({"options": {"lookup": -1}}, "lookup is -1"),
+        ({"options": {"size": "tiny"}}, "size is 'tiny'; valid: base, small"),
+        ({"options": {"mixing": "linear"}}, "mixing is 'linear'; valid: full, nystrom, performer"),
+        ({"options": {"mixing": ["full"]}}, r"mixing is \['full'\]"),
+        ({"options": {"landmarks": 0}}, "landmarks is 0"),
+        ({"options": {"features": 1 << 20}}, "features is 1048576; .* 1 to 8192"),
         ({"options": {"samples": 3, "width": 16}}, "width is 16 and samples is 3"),
         ({"family": "mlp", "options": {"hidden": 3, "parameters": 4}}, "hidden=3 and parameters=4"),
         ({"family": "mlp", "options": {"parameters": 40}}, "parameters is 40"),

@@ -6,6 +6,8 @@ import torch
 from small import STUDENT, draw, stir, tiny
 
 from converters import create_converter
+from converters.decoder import evenly
+from converters.perceiver import along_a_curve
 from converters.resample import Queries
 from teachers.layout import TokenLayout
 
@@ -90,3 +92,35 @@ def test_default_width_narrows_with_targets():
         widths.append(branch.options()["width"])
     assert widths == [320, 256, 192, 160, 128]
     assert Queries.of(one).coords.shape == (1568, 3)
+
+
+def test_size_sets_defaults_and_a_bundle_needs_none():
+    student, targets = TokenLayout((2, 4, 4), 256), {"y": TokenLayout((2, 3, 3), 12)}
+
+    def options(**given):
+        return create_converter("perceiver", student=student, targets=targets, options=given).branch.options()
+
+    base, small = options(), options(size="small")
+    assert options(size="base") == base
+    assert [small[name] for name in ("width", "latents", "samples", "lookup")] == [192, 128, 4, 32]
+    assert "size" not in small and options(**small) == small
+    mine = {"width": 64, "latents": 7, "samples": 2, "lookup": 0}
+    assert options(size="small", **mine) == options(**mine)
+    assert options(size="small", width=6, heads=3)["samples"] == 3
+
+
+def test_neighbours_follow_each_other_along_the_curve():
+    places = evenly(192)
+    order = along_a_curve(places)
+    assert sorted(order.tolist()) == list(range(192))
+    spread, scattered = (part.unflatten(0, (32, 6)).std(dim=1).mean() for part in (places[order], places))
+    assert spread < 0.6 * scattered
+
+
+def test_latents_that_landmarks_will_average_start_in_runs():
+    full, nystrom = (
+        tiny("perceiver", options={"width": 32, "heads": 2, "latents": 64, "mixing": mixing}).branch.latents.detach()
+        for mixing in ("full", "nystrom")
+    )
+    steps = [latents.diff(dim=0).norm(dim=1).mean() for latents in (full, nystrom)]
+    assert steps[1] < 0.8 * steps[0]
