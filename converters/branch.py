@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from typing import Any, Protocol
 
 from torch import Tensor, nn
 
 from converters.resample import Queries
+from teachers.layout import TokenLayout
+
+# The trunk narrows as the skips' linear maps (one per grid and per special token) claim the 5 M parameters: maps ->
+# width.
+WIDTHS = {1: 256, 2: 256, 3: 192, 4: 160}
+NARROWEST = 128
+MAX_WIDTH, MAX_BLOCKS = 4096, 64
 
 
 class Branch(Protocol):
@@ -35,3 +43,37 @@ def check_count(name: str, value: object, most: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
         raise ValueError(f"{name} is {value!r}; it must be a whole number from 1 to {most}")
     return value
+
+
+def check_choice(name: str, value: object, valid: Collection[str]) -> None:
+    """An option that must be one of a few words."""
+    if not isinstance(value, str) or value not in valid:
+        raise ValueError(f"{name} is {value!r}; valid: {', '.join(valid)}")
+
+
+def check_parts(name: str, width: int, count: object) -> int:
+    """An option that cuts the width into equal parts."""
+    parts = check_count(name, count, MAX_WIDTH)
+    if width % parts:
+        raise ValueError(f"width is {width} and {name} is {parts}; the width must be a multiple of the {name}")
+    return parts
+
+
+def trunk_width(
+    student: TokenLayout, targets: Mapping[str, TokenLayout], given: int | None = None, *, most: int = MAX_WIDTH
+) -> int:
+    """The width that was given, or 256 for one target down to 128, by the number of linear maps that the skips hold, so
+    that 1024 -> 768 stays within 5 M parameters; then never above `most`, nor above the student's own width."""
+    if given is not None:
+        return check_count("width", given, MAX_WIDTH)
+    maps = sum((layout.grid is not None) + len(layout.special) for layout in targets.values())
+    return min(WIDTHS.get(maps, NARROWEST), most, -(-student.dim // 32) * 32)
+
+
+def default_heads(width: int) -> int:
+    """One per 64 channels, or the next smaller number that divides the width."""
+    return largest_divisor(width, max(width // 64, 1))
+
+
+def largest_divisor(number: int, most: int) -> int:
+    return next(size for size in range(min(number, most), 0, -1) if number % size == 0)

@@ -111,6 +111,30 @@ def sample(tokens: Tensor, grid: tuple[int, int, int], cells: Tensor) -> Tensor:
     return found.reshape(b, q, w)
 
 
+class Sampler(nn.Module):
+    """Reads the student's grid near each query at `samples` places, each a part of the channels.
+
+    Their offsets, in cells, follow from what the query holds (after Zhu et al., Deformable DETR, 2021): exactly what
+    lies beside it, wherever the clip says. They start spread over the cells around.
+    """
+
+    def __init__(self, student: TokenLayout, width: int, samples: int) -> None:
+        super().__init__()
+        self.student, self.samples = student, samples
+        self.where = zero_linear(width, 3 * samples)
+        with torch.no_grad():
+            self.where.bias.copy_((2 * evenly(samples) - 1).flatten())
+
+    def forward(self, tokens: Tensor, coords: Tensor, content: Tensor) -> Tensor:
+        """tokens (b s w) of the grid; queries at coords (q 3) with content (b q w) -> (b q w)."""
+        assert self.student.grid is not None
+        low, high = torch.tensor(self.student.extent, device=coords.device).T
+        grid = torch.tensor(self.student.grid, device=coords.device)
+        cells = (coords - low) / (high - low) * grid - 0.5  # 0 at the first centre
+        offsets = self.where(content).float().unflatten(-1, (self.samples, 3))
+        return sample(tokens, self.student.grid, cells[:, None] + offsets)
+
+
 class Lookup(nn.Module):
     """Finds tokens by what they hold, wherever they stand, and hands each query the ones that its place asks for.
 
@@ -146,9 +170,8 @@ class Lookup(nn.Module):
 class Decoder(nn.Module):
     """One query per target token: place + target + local content, what it samples nearby, and a memory's answer.
 
-    samples: places that a query reads on the student's grid beside its own, at offsets in cells that follow from its
-    content (after Zhu et al., Deformable DETR, 2021): what lies beside it, exactly, wherever the clip says. lookup:
-    finders of a look-up by content over all student tokens; 0: none.
+    samples: places that a query reads on the student's grid beside its own (see Sampler). lookup: finders of a look-up
+    by content over all student tokens; 0: none.
     """
 
     def __init__(
@@ -162,14 +185,12 @@ class Decoder(nn.Module):
         lookup: int,
     ) -> None:
         super().__init__()
-        self.student, self.samples = student, samples
+        self.student = student
         # Row 0 belongs to the target, the others to its special tokens.
         self.kinds = nn.ParameterDict(
             {name: torch.randn(1 + len(layout.special), width) * 0.1 for name, layout in targets.items()}
         )
-        self.where = zero_linear(width, 3 * samples)  # of the content as it is: a norm would bend a linear displacement
-        with torch.no_grad():
-            self.where.bias.copy_((2 * evenly(samples) - 1).flatten())
+        self.sampler = Sampler(student, width, samples)
         self.lookup = Lookup(width, lookup) if lookup else None
         self.answer = Attention(width, heads)
         self.refine = mlp(width)
@@ -207,16 +228,9 @@ class Decoder(nn.Module):
         if len(which.coords):
             codes.append(places(which.coords, name) + kind[0])
             content = trilinear(on_grid, grid, extent, which.coords) + codes[-1]
-            offsets = self.where(content).float().unflatten(-1, (self.samples, 3))
-            contents.append(content + sample(on_grid, grid, self._cells(which.coords)[:, None] + offsets))
+            # the content as it is: a norm would bend a linear displacement
+            contents.append(content + self.sampler(on_grid, which.coords, content))
         if len(which.special):
             codes.append(kind[0] + kind[1 + which.special])
             contents.append(on_grid.mean(dim=1, keepdim=True) + codes[-1])
         return torch.cat(codes), torch.cat(contents, dim=1)
-
-    def _cells(self, coords: Tensor) -> Tensor:
-        """Places (g, 3) in cells of the student's grid, 0 at the first centre."""
-        assert self.student.grid is not None
-        low, high = torch.tensor(self.student.extent, device=coords.device).T
-        cells = torch.tensor(self.student.grid, device=coords.device)
-        return (coords - low) / (high - low) * cells - 0.5

@@ -17,17 +17,21 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from converters.branch import check_count, zero_linear
+from converters.branch import (
+    MAX_BLOCKS,
+    check_choice,
+    check_count,
+    check_parts,
+    default_heads,
+    trunk_width,
+    zero_linear,
+)
 from converters.resample import Queries, fourier, grid_bands, num_fourier, trilinear
 from converters.upsample import Upsample, finer_by
 from teachers.layout import TokenLayout
 
 Grid = tuple[int, int, int]
-# The trunk narrows as targets (and special tokens, which have a skip of their own) claim the 5 M parameters: maps ->
-# width.
-WIDTHS = {1: 256, 2: 256, 3: 224, 4: 192}
-NARROWEST = 128
-MAX_WIDTH, MAX_BLOCKS, MAX_KERNEL = 4096, 64, 63
+MAX_KERNEL = 63
 # Deviation of the codes of places at the start, beside content of about 0.6: at 1 they fill the gates, and the share of
 # the Bayes R2 after 200 steps falls from 0.77 to 0.66 (routed oracle) and from 0.86 to 0.67 (nonlinear).
 CODE = 0.3
@@ -45,27 +49,19 @@ def dsconv(
     heads: int | None = None,
     resample: str = "trilinear",
 ) -> DsConv:
-    """width: of the trunk. Default: 256 down to 128, by the number of linear maps that the skips hold; never above the
-        student's own width.
+    """width: of the trunk (see branch.trunk_width).
     blocks: of convolution and gating. kernel, kernel_time: taps on y and x, and on t; odd.
     heads: of the attention that pools for special tokens; default one per 64 channels.
     resample: "trilinear", or "transposed": axes on which a target's grid is finer than the student's are first
         upsampled by a learned transposed convolution, which starts as linear interpolation.
     """
-    if width is None:
-        maps = sum((layout.grid is not None) + len(layout.special) for layout in targets.values())
-        width = min(WIDTHS.get(maps, NARROWEST), -(-student.dim // 32) * 32)
-    check_count("width", width, MAX_WIDTH)
+    width = trunk_width(student, targets, width)
     check_count("blocks", blocks, MAX_BLOCKS)
     for name, taps in (("kernel", kernel), ("kernel_time", kernel_time)):
         if check_count(name, taps, MAX_KERNEL) % 2 == 0:
             raise ValueError(f"{name} is {taps}; it must be odd, so that a token stands in the middle of its taps")
-    if heads is None:
-        heads = next(count for count in range(max(width // 64, 1), 0, -1) if width % count == 0)
-    if width % check_count("heads", heads, MAX_WIDTH):
-        raise ValueError(f"width is {width} and heads is {heads}; the width must be a multiple of the heads")
-    if resample not in RESAMPLINGS:
-        raise ValueError(f"resample is {resample!r}; valid: {', '.join(RESAMPLINGS)}")
+    heads = check_parts("heads", width, default_heads(width) if heads is None else heads)
+    check_choice("resample", resample, RESAMPLINGS)
     kernels = (kernel_time, kernel, kernel)
     return DsConv(student, targets, width=width, blocks=blocks, kernels=kernels, heads=heads, resample=resample)
 
@@ -74,7 +70,7 @@ class DsConv(nn.Module):
     """Project, convolve on the student's grid, read every target place trilinearly, refine each by itself.
 
     Nothing mixes target tokens, so any subset of them is answered as the whole would be.
-    Cost at full geometry (2048 x 1024 -> 1568 x 768, width 256): 2.4 GMAC a clip.
+    Cost at full geometry (2048 x 1024 -> 1568 x 768, width 256): 2.4 GMAC.
     """
 
     features: Tensor

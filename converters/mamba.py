@@ -13,16 +13,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from converters.attention import Attention, mlp
-from converters.branch import check_count, zero_linear
-from converters.decoder import Places, evenly, sample
-from converters.mixers import MIXERS, largest_divisor
+from converters.branch import (
+    MAX_BLOCKS,
+    check_choice,
+    check_count,
+    check_parts,
+    default_heads,
+    trunk_width,
+    zero_linear,
+)
+from converters.decoder import Places, Sampler
+from converters.mixers import MIXERS
 from converters.resample import Queries, trilinear
 from teachers.layout import TokenLayout
 
-# The trunk narrows as the skips' linear maps (one per grid and per special token) claim the 5 M parameters.
-WIDTHS = {1: 320, 2: 256, 3: 192, 4: 160}
-NARROWEST = 128
-MAX_WIDTH, MAX_STATES, MAX_BLOCKS, MAX_EXPAND = 4096, 256, 64, 8
+MAX_STATES, MAX_EXPAND = 256, 8
 ORDERS = ("alternate", "parallel")
 LOCALS = ("grid", "causal")
 DECODES = ("resample", "queries")
@@ -43,7 +48,7 @@ def mamba(
     decode: str = "resample",
     samples: int = 8,
 ) -> Mamba:
-    """width: of the trunk. Default: 320 for one target down to 128, by the number of linear maps that the skips hold.
+    """width: of the trunk (see branch.trunk_width).
     blocks: how many. expand: inner width of a block, in widths. states: per channel (pairs of them for s4d: half).
     mixer: ssd, selective, s4d or hyena. orders: "alternate" reads t-h-w and h-w-t in turn, block by block, half of the
     channels forwards and half backwards; "parallel" reads both orders in every block, a quarter of the channels each.
@@ -51,36 +56,25 @@ def mamba(
     samples: how many places near its own a target place reads, each a part of the width, at offsets that follow from
     what it holds (after Zhu et al., Deformable DETR, 2021): a scan cannot move content sideways; 0: none.
     """
-    if width is None:
-        maps = sum((layout.grid is not None) + len(layout.special) for layout in targets.values())
-        width = min(WIDTHS.get(maps, NARROWEST), -(-student.dim // 32) * 32)
-    check_count("width", width, MAX_WIDTH)
+    width = trunk_width(student, targets, width)
     check_count("blocks", blocks, MAX_BLOCKS)
     check_count("expand", expand, MAX_EXPAND)
     check_count("states", states, MAX_STATES)
-    choices = {
-        "mixer": (mixer, MIXERS),
-        "local": (local, LOCALS),
-        "orders": (orders, ORDERS),
-        "decode": (decode, DECODES),
-    }
-    for name, (value, valid) in choices.items():
-        if not isinstance(value, str) or value not in valid:
-            raise ValueError(f"{name} is {value!r}; valid: {', '.join(valid)}")
+    check_choice("mixer", mixer, MIXERS)
+    check_choice("local", local, LOCALS)
+    check_choice("orders", orders, ORDERS)
+    check_choice("decode", decode, DECODES)
     paths = 4 if orders == "parallel" else 2
     if width * expand % paths:
         raise ValueError(f"width is {width} and expand is {expand}; their product must be a multiple of {paths} paths")
     if samples != 0 or isinstance(samples, bool):
-        check_count("samples", samples, MAX_WIDTH)
-        if width % samples:
-            raise ValueError(f"width is {width} and samples is {samples}; each sample reads an equal part of the width")
+        check_parts("samples", width, samples)
     settings = {"blocks": blocks, "expand": expand, "states": states, "mixer": mixer, "local": local, "orders": orders}
     return Mamba(student, targets, width=width, decode=decode, samples=samples, settings=settings)
 
 
 class Mamba(nn.Module):
-    """GMAC a clip at full geometry, width 320, with its skip: 4.6 for 8 14 14 x 768, 6.1 for 16 14 14; with
-    decode=queries 7.4 and 11.3."""
+    """Cost at full geometry (2048 x 1024 -> 1568 x 768, width 256): 2.4 GMAC."""
 
     def __init__(
         self,
@@ -120,15 +114,12 @@ class Mamba(nn.Module):
         self.kinds = nn.ParameterDict(
             {name: torch.randn(1 + len(layout.special), width) * 0.1 for name, layout in targets.items()}
         )
-        heads = largest_divisor(width, max(width // 64, 1))
+        heads = default_heads(width)
         has_grid = any(layout.grid for layout in targets.values())
         self.pool = Attention(width, heads) if any(layout.special for layout in targets.values()) else None
         self.attend = Attention(width, heads) if decode == "queries" and has_grid else None
         self.decode, self.samples = decode, samples
-        self.where = zero_linear(width, 3 * samples) if samples and has_grid else None
-        if self.where is not None:
-            with torch.no_grad():
-                self.where.bias.copy_((2 * evenly(samples) - 1).flatten())
+        self.sampler = Sampler(student, width, samples) if samples and has_grid else None
         self.refine = mlp(width)
         self.norm = nn.LayerNorm(width)
         self.outputs = nn.ModuleDict({name: zero_linear(width, layout.dim) for name, layout in targets.items()})
@@ -163,9 +154,8 @@ class Mamba(nn.Module):
         if len(which.coords):
             code = self.places(which.coords, name).to(trunk.dtype) + kind[0]
             asked = trilinear(trunk, self.student.grid, self.student.extent, which.coords) + code
-            if self.where is not None:
-                offsets = self.where(F.layer_norm(asked, asked.shape[-1:])).float().unflatten(-1, (self.samples, 3))
-                asked = asked + sample(trunk, self.student.grid, self._cells(which.coords)[:, None] + offsets)
+            if self.sampler is not None:
+                asked = asked + self.sampler(trunk, which.coords, F.layer_norm(asked, asked.shape[-1:]))
             if self.attend is not None:
                 asked = asked + self.attend(asked, trunk)
             parts.append(asked)
@@ -174,12 +164,6 @@ class Mamba(nn.Module):
             asked = trunk.mean(dim=1, keepdim=True) + kind[0] + kind[1 + which.special]
             parts.append(asked + self.pool(asked, trunk))
         return torch.cat(parts, dim=1)
-
-    def _cells(self, coords: Tensor) -> Tensor:
-        """Places (g, 3) in cells of the student's grid, 0 at the first centre."""
-        assert self.student.grid is not None
-        low, high = torch.tensor(self.student.extent, device=coords.device).T
-        return (coords - low) / (high - low) * torch.tensor(self.student.grid, device=coords.device) - 0.5
 
 
 class Block(nn.Module):

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from converters.branch import largest_divisor
 from converters.scan import long_convolution, s4d, selective, ssd
 
 
@@ -119,10 +120,6 @@ class Hyena(nn.Module):
 
 
 MIXERS: dict[str, Callable[..., Mixer]] = {"ssd": Ssd, "selective": Selective, "s4d": S4d, "hyena": Hyena}
-
-
-def largest_divisor(number: int, most: int) -> int:
-    return next(size for size in range(min(number, most), 0, -1) if number % size == 0)
 
 
 def first_steps(count: int) -> Tensor:

@@ -15,18 +15,14 @@ from torch import Tensor, nn
 
 from converters.approximation import Nystrom, Performer
 from converters.attention import Attend, Attention, Block, attend, mlp
-from converters.branch import check_count
+from converters.branch import MAX_BLOCKS, check_choice, check_count, check_parts, default_heads, trunk_width
 from converters.decoder import Decoder, GridMix, Places, evenly
 from converters.resample import Queries
 from teachers.layout import TokenLayout
 
-# The trunk narrows as targets (and special tokens, which have a skip of their own) claim the 5 M parameters: maps ->
-# width.
-WIDTHS = {1: 320, 2: 256, 3: 192, 4: 160}
-NARROWEST = 128
-MAX_WIDTH, MAX_LATENTS, MAX_BLOCKS = 4096, 8192, 64
+MAX_LATENTS = 8192
 SIZES = {
-    "base": {"width": 320, "latents": 192, "samples": 8, "lookup": 64},
+    "base": {"width": 256, "latents": 192, "samples": 8, "lookup": 64},
     "small": {"width": 192, "latents": 128, "samples": 4, "lookup": 32},
 }
 MIXINGS = ("full", "nystrom", "performer")
@@ -47,8 +43,7 @@ def perceiver(
     features: int | None = None,
     size: Literal["base", "small"] = "base",
 ) -> Perceiver:
-    """width: of the trunk. Default: 320 for one target down to 128, by the number of linear maps that the skips hold,
-        so that 1024 -> 768 stays within 5 M parameters for up to four maps; never above the student's own width.
+    """width: of the trunk (see branch.trunk_width).
     latents: how many; default 192. heads: default one per 64 channels. blocks: of self-attention among the latents.
     samples: places that a query reads beside its own, each a part of the channels; default 8, or one per head.
     lookup: finders of the look-up by content over all student tokens; default 64; 0: none.
@@ -57,12 +52,11 @@ def perceiver(
         channel of a head), faster from about 1024 on. Both are coarse: see tests/benchmarks/mixing.py.
     size: "small" lowers the defaults to at most 192 wide, 128 latents, 4 samples and 32 finders: half the time.
     """
-    _check_choice("size", size, tuple(SIZES))
-    _check_choice("mixing", mixing, MIXINGS)
+    check_choice("size", size, SIZES)
+    check_choice("mixing", mixing, MIXINGS)
     defaults = SIZES[size]
-    if width is None:
-        width = min(default_width(student, targets), defaults["width"])
-    heads, samples = check_width(width, heads, samples, usual=defaults["samples"])
+    width = trunk_width(student, targets, width, most=defaults["width"])
+    heads, samples = check_heads_and_samples(width, heads, samples, usual=defaults["samples"])
     latents = check_count("latents", defaults["latents"] if latents is None else latents, MAX_LATENTS)
     check_count("blocks", blocks, MAX_BLOCKS)
     lookup = defaults["lookup"] if lookup is None else lookup
@@ -86,28 +80,12 @@ def perceiver(
     )
 
 
-def default_width(student: TokenLayout, targets: dict[str, TokenLayout]) -> int:
-    """320 for one target down to 128, by the number of linear maps that the skips hold."""
-    maps = sum((layout.grid is not None) + len(layout.special) for layout in targets.values())
-    return min(WIDTHS.get(maps, NARROWEST), -(-student.dim // 32) * 32)
-
-
-def check_width(width: int, heads: int | None, samples: int | None, *, usual: int = 8) -> tuple[int, int]:
-    """(heads, samples), by default a head per 64 channels and `usual` samples. Raises ValueError unless both divide."""
-    check_count("width", width, MAX_WIDTH)
-    if heads is None:
-        heads = next(count for count in range(max(width // 64, 1), 0, -1) if width % count == 0)
+def check_heads_and_samples(width: int, heads: int | None, samples: int | None, *, usual: int = 8) -> tuple[int, int]:
+    """Both, by default a head per 64 channels and `usual` samples. Raises ValueError unless both divide the width."""
+    heads = check_parts("heads", width, default_heads(width) if heads is None else heads)
     if samples is None:
         samples = usual if width % usual == 0 else heads
-    for name, count in (("heads", heads), ("samples", samples)):
-        if width % check_count(name, count, MAX_WIDTH):
-            raise ValueError(f"width is {width} and {name} is {count}; the width must be a multiple of the {name}")
-    return heads, samples
-
-
-def _check_choice(name: str, value: object, valid: tuple[str, ...]) -> None:
-    if value not in valid:
-        raise ValueError(f"{name} is {value!r}; valid: {', '.join(valid)}")
+    return heads, check_parts("samples", width, samples)
 
 
 def _mixer(mixing: str, channels: int, landmarks: int, features: int) -> Attend:
@@ -127,7 +105,7 @@ def along_a_curve(places: Tensor) -> Tensor:
 
 
 class Perceiver(nn.Module):
-    """Cost at full geometry (2048 x 1024 -> 1568 x 768, width 320): 3.6 GMAC."""
+    """Cost at full geometry (2048 x 1024 -> 1568 x 768, width 256): 2.6 GMAC."""
 
     def __init__(
         self,

@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from converters.attention import Block
-from converters.branch import check_count
+from converters.branch import MAX_BLOCKS, check_choice, check_count, trunk_width
 from converters.decoder import Decoder, GridMix, Places
-from converters.perceiver import MAX_BLOCKS, check_width, default_width
+from converters.perceiver import check_heads_and_samples
 from converters.resample import Queries
 from teachers.layout import TokenLayout
 
@@ -35,25 +35,24 @@ def tokenlearner(
     samples: int | None = None,
     compress: Literal["learn", "tome"] = "learn",
 ) -> TokenLearner:
-    """width: of the trunk; default as the perceiver's. tokens: that a frame is pooled into; default 32, or a quarter of
+    """width: of the trunk (see branch.trunk_width). tokens: that a frame is pooled into; default 32, or a quarter of
         the frame's cells where that is less. heads: default one per 64 channels. blocks: of self-attention among them.
     samples: places that a query reads beside its own. compress: "learn" them, or merge alike ones ("tome").
     """
     assert student.grid is not None
     cells = student.grid[1] * student.grid[2]
-    width = default_width(student, targets) if width is None else width
-    heads, samples = check_width(width, heads, samples)
+    width = trunk_width(student, targets, width)
+    heads, samples = check_heads_and_samples(width, heads, samples)
     tokens = check_count("tokens", min(32, -(-cells // 4)) if tokens is None else tokens, cells)
     check_count("blocks", blocks, MAX_BLOCKS)
-    if compress not in COMPRESSORS:
-        raise ValueError(f"compress is {compress!r}; valid: {', '.join(COMPRESSORS)}")
+    check_choice("compress", compress, COMPRESSORS)
     return TokenLearner(
         student, targets, width=width, tokens=tokens, heads=heads, blocks=blocks, samples=samples, compress=compress
     )
 
 
 class TokenLearner(nn.Module):
-    """Cost at full geometry (2048 x 1024 -> 1568 x 768, width 320): 2.7 GMAC.
+    """Cost at full geometry (2048 x 1024 -> 1568 x 768, width 256): 2.0 GMAC.
 
     Tokens are pooled before keys and values are made of them: 256 instead of 2048 rows.
     """

@@ -8,7 +8,6 @@ from small import STUDENT, TARGETS, draw, stir, tiny
 
 from converters import create_converter
 from converters.dsconv import AttentionPool, DepthwiseConv
-from converters.resample import Queries
 from teachers.layout import TokenLayout
 
 GRID = (3, 5, 4)
@@ -90,17 +89,6 @@ def test_special_tokens_of_a_target_are_told_apart(tokens):
     assert (answer[:, 0] - answer[:, 1]).abs().max() > 1e-3
 
 
-def test_a_converter_at_14_answers_smoothly_at_28(tokens):
-    """Untrained output weights at random: neighbours at half a cell differ less than neighbours at a cell."""
-    converter = create_converter("dsconv", student=STUDENT, targets={"y": TokenLayout((2, 14, 14), 4)}, skip="none")
-    torch.nn.init.normal_(converter.branch.outputs["y"].weight)
-    with torch.no_grad():
-        coarse = converter(tokens)["y"].unflatten(1, (2, 14, 14))
-        fine = converter(tokens, layouts={"y": TokenLayout((2, 28, 28), 4)})["y"].unflatten(1, (2, 28, 28))
-    for axis in (2, 3):
-        assert fine.diff(dim=axis).square().mean() < 0.5 * coarse.diff(dim=axis).square().mean()
-
-
 def test_it_learns_a_product_of_neighbours():
     """What neither a linear map nor a perceptron on the local content can: y(p) = x0(p - one column) * x1(p)."""
     student, target = TokenLayout((2, 6, 6), 8), TokenLayout((2, 6, 6), 2)
@@ -119,18 +107,6 @@ def test_it_learns_a_product_of_neighbours():
         optimizer.step()
         errors.append(loss.item())
     assert sum(errors[-10:]) < 0.3 * sum(errors[:10])
-
-
-def test_default_width_narrows_with_targets():
-    full, one = TokenLayout((8, 16, 16), 1024), TokenLayout((8, 14, 14), 768)
-    widths = []
-    for count in range(1, 6):
-        with torch.device("meta"):
-            converter = create_converter("dsconv", student=full, targets={f"y{at}": one for at in range(count)})
-        assert converter.num_parameters() <= 5_000_000
-        widths.append(converter.branch.options()["width"])
-    assert widths == [256, 256, 224, 192, 128]
-    assert Queries.of(one).coords.shape == (1568, 3)
 
 
 @pytest.mark.parametrize(

@@ -43,6 +43,18 @@ def test_a_small_perceiver_has_over_a_million_parameters_and_fewer_than_the_defa
     assert 1_000_000 <= small.num_parameters() < base.num_parameters()
 
 
+@pytest.mark.parametrize("family", ["perceiver", "dsconv", "mamba", "tokenlearner"])
+def test_the_trunk_narrows_with_targets(family):
+    widths = []
+    for count in range(1, 6):
+        with torch.device("meta"):
+            targets = {f"y{at}": VIDEOMAE["videomae"] for at in range(count)}
+            converter = create_converter(family, student=FULL, targets=targets)
+        assert count > 4 or converter.num_parameters() <= 5_000_000
+        widths.append(converter.branch.options()["width"])
+    assert widths == [256, 256, 192, 160, 128]
+
+
 @pytest.mark.parametrize("targets", SHAPES.values(), ids=SHAPES)
 def test_the_mlp_matches_a_parameter_count(targets):
     with torch.device("meta"):

@@ -119,28 +119,6 @@ def test_special_tokens_of_a_target_are_told_apart_and_weigh_the_whole_clip(toke
     assert moved.max() < 10 * moved.median()  # not the middle token alone
 
 
-def test_answers_at_14_are_smooth_at_28(tokens):
-    converter = create_converter(
-        "mamba", student=STUDENT, targets={"y": TokenLayout((2, 14, 14), 4)}, skip="none", options=OPTIONS
-    )
-    torch.nn.init.normal_(converter.branch.outputs["y"].weight)
-    with torch.no_grad():
-        coarse = converter(tokens)["y"].unflatten(1, (2, 14, 14))
-        fine = converter(tokens, layouts={"y": TokenLayout((2, 28, 28), 4)})["y"].unflatten(1, (2, 28, 28))
-    for axis in (2, 3):
-        assert fine.diff(dim=axis).square().mean() < 0.5 * coarse.diff(dim=axis).square().mean()
-
-
-def test_default_width_narrows_with_targets():
-    full, one = TokenLayout((8, 16, 16), 1024), TokenLayout((8, 14, 14), 768)
-    widths = []
-    for count in range(1, 6):
-        with torch.device("meta"):
-            branch = create_converter("mamba", student=full, targets={f"y{at}": one for at in range(count)}).branch
-        widths.append(branch.options()["width"])
-    assert widths == [320, 256, 192, 160, 128]
-
-
 @pytest.mark.parametrize(
     ("options", "match"),
     [

@@ -8,7 +8,6 @@ from small import STUDENT, draw, stir, tiny
 from converters import create_converter
 from converters.decoder import evenly
 from converters.perceiver import along_a_curve
-from converters.resample import Queries
 from teachers.layout import TokenLayout
 
 
@@ -42,7 +41,7 @@ def test_queries_sample_where_the_clip_says(tokens):
     converter = stir(tiny("perceiver", skip="none"))
     before = converter(tokens)["videomae"]
     with torch.no_grad():
-        converter.branch.decoder.where.bias.add_(0.5)
+        converter.branch.decoder.sampler.where.bias.add_(0.5)
     assert (converter(tokens)["videomae"] - before).abs().max() > 1e-3
 
 
@@ -81,17 +80,6 @@ def test_a_coarse_target_never_sees_the_bands_of_a_fine_one(tokens):
     after = converter(tokens)
     assert torch.equal(before["coarse"], after["coarse"])
     assert not torch.equal(before["fine"], after["fine"])
-
-
-def test_default_width_narrows_with_targets():
-    full, one = TokenLayout((8, 16, 16), 1024), TokenLayout((8, 14, 14), 768)
-    widths = []
-    for count in range(1, 6):
-        with torch.device("meta"):
-            branch = create_converter("perceiver", student=full, targets={f"y{at}": one for at in range(count)}).branch
-        widths.append(branch.options()["width"])
-    assert widths == [320, 256, 192, 160, 128]
-    assert Queries.of(one).coords.shape == (1568, 3)
 
 
 def test_size_sets_defaults_and_a_bundle_needs_none():
