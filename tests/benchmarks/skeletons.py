@@ -167,7 +167,7 @@ def resample(y: Tensor, student: TokenLayout, target: TokenLayout) -> Tensor:
 
 
 def sines(layout: TokenLayout, d: int) -> Tensor:
-    """Sines and cosines of a layout's places, (q d), of variance 1/2; a pooled token stands in the middle of the view."""
+    """Sines and cosines of a layout's places, (q d); a pooled token stands in the middle of the view."""
     if d % 6:
         raise ValueError(f"width is {d}; sines of places need a multiple of 6: sine and cosine of three axes")
     places = layout.centres() if layout.grid else torch.full((1, 3), 0.5)
