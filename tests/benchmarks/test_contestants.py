@@ -132,7 +132,6 @@ def test_the_benchmark_prints_its_tables(monkeypatch: pytest.MonkeyPatch, capsys
         "sys.argv",
         ["steps.py", "--sections", "family", "contest", "cost", "--rounds", "1", "--batches", "1", "--families"]
         + [
-            "tokenlearner",
             "tokenlearner:narrow",
             "--options",
             json.dumps(options),
