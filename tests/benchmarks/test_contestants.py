@@ -130,16 +130,20 @@ def test_the_benchmark_prints_its_tables(monkeypatch: pytest.MonkeyPatch, capsys
     options = {"tokenlearner:narrow": {"width": 16}}
     monkeypatch.setattr(
         "sys.argv",
-        ["steps.py", "--sections", "family", "contest", "cost", "--rounds", "1", "--batches", "1", "--families"]
-        + [
-            "tokenlearner:narrow",
-            "--options",
-            json.dumps(options),
-            "--threads",
+        [
+            "steps.py",
+            "--sections",
+            "family",
+            "contest",
+            "cost",
+            "--rounds",
+            "1",
+            "--batches",
             "1",
             "--precisions",
             "fp32",
-        ],
+        ]
+        + ["--families", "tokenlearner:narrow", "--options", json.dumps(options)],
     )
     steps.main()
     printed = capsys.readouterr().out
