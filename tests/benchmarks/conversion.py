@@ -1,4 +1,4 @@
-"""Converting the student's tokens against running the teachers, and what a training step costs; ratios in one run.
+"""Converting the student's tokens against running the teachers; ratios in one run.
 
     python tests/benchmarks/conversion.py [--rounds 3] [--threads N]
 
@@ -10,18 +10,15 @@ from __future__ import annotations
 
 import argparse
 import os
-import statistics
-import time
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
 from typing import Any
 from unittest.mock import patch
 
 import torch
+from timing import PRECISIONS, medians, precise
 from torch import Tensor
 
 from converters import Converter, create_converter
-from converters.resample import stratified
 from distill.cost import count_macs
 from teachers import create_backbone
 from teachers.layout import TokenLayout
@@ -30,9 +27,6 @@ from teachers.standin import CONFIGS
 STUDENT = TokenLayout((8, 16, 16), 1024)
 TEACHERS = ("videomae", "timesformer", "vivit")
 DEPTH = 12
-QUERIES = 512
-PRECISIONS = ("fp32", "bf16")
-Runs = dict[str, Callable[[], object]]
 
 
 def main() -> None:
@@ -43,7 +37,6 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, load {os.getloadavg()}, batch 1, ms per clip")
     compare_forward(arguments.rounds)
-    compare_steps(arguments.rounds)
     print(f"load at the end {os.getloadavg()}")
 
 
@@ -72,30 +65,6 @@ def compare_forward(rounds: int) -> None:
         print(f"| {name} | {' | '.join(f'{value:.4g}' for value in (*ours, *theirs, *ratios))} |")
 
 
-def compare_steps(rounds: int) -> None:
-    """Forward and backward of the branch alone, the skip alone, and both, towards VideoMAE."""
-    layout = TokenLayout((8, 14, 14), 768)
-    tokens = torch.randn(1, *STUDENT.shape)
-    some = {"videomae": stratified(layout, QUERIES, torch.Generator().manual_seed(0))}
-    parts = {
-        "branch": create_converter("perceiver", student=STUDENT, targets={"videomae": layout}, skip="none"),
-        "skip": create_converter("linear", student=STUDENT, targets={"videomae": layout}),
-        "both": converter_to({"videomae": layout}),
-    }
-    print(f"\n| training step | fp32, {layout.num_tokens} positions | {QUERIES} | bf16, all | {QUERIES} |")
-    print("|---|" + "---|" * 4)
-    runs: Runs = {
-        f"{part} {precision} {asked is None}": step(converter, tokens, asked, precision)
-        for part, converter in parts.items()
-        for precision in PRECISIONS
-        for asked in (None, some)
-    }
-    times = medians(runs, 3 * rounds)
-    for part in parts:
-        cells = [f"{times[f'{part} {precision} {whole}']:.0f}" for precision in PRECISIONS for whole in (True, False)]
-        print(f"| {part} | {' | '.join(cells)} |")
-
-
 def full_depth(name: str) -> Any:
     """The teacher with all its layers, as its published configuration has them, seeded."""
     with patch.dict(CONFIGS[name], num_hidden_layers=DEPTH):
@@ -111,10 +80,6 @@ def macs(model: Any, given: Tensor) -> float:
     return count_macs(getattr(model, "network", model).to("meta"), given.to("meta")) / 1e9
 
 
-def precise(precision: str) -> Any:
-    return torch.autocast("cpu", dtype=torch.bfloat16) if precision == "bf16" else nullcontext()
-
-
 def forward(model: Any, given: Tensor, precision: str) -> Callable[[], object]:
     def run() -> object:
         if not isinstance(model, Converter):  # a backbone sets its own precision
@@ -123,27 +88,6 @@ def forward(model: Any, given: Tensor, precision: str) -> Callable[[], object]:
             return model(given)
 
     return run
-
-
-def step(converter: Converter, tokens: Tensor, asked: Any, precision: str) -> Callable[[], object]:
-    def run() -> object:
-        converter.zero_grad(set_to_none=True)
-        with precise(precision):
-            answer = converter(tokens, positions=asked, standardised=True)["videomae"]
-        return (answer - 1).square().mean().backward()
-
-    return run
-
-
-def medians(runs: Runs, rounds: int) -> dict[str, float]:
-    """Milliseconds of each run: one that does not count, then `rounds`, all runs in turn."""
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(1 + rounds):
-        for name, run in runs.items():
-            start = time.perf_counter()
-            run()
-            times[name].append(1000 * (time.perf_counter() - start))
-    return {name: statistics.median(values[1:]) for name, values in times.items()}
 
 
 if __name__ == "__main__":
