@@ -19,30 +19,31 @@ FAMILIES = ("perceiver", "dsconv", "mamba", "tokenlearner")
 
 @dataclass(frozen=True)
 class Gate:
-    """After `steps`, a family's share of the Bayes R2 must lie above `floor`. Comments: the linear start, the share
-    that was measured."""
+    """After `steps` of `batch` clips, a family's share of the Bayes R2 is at least `floor`: about half way from the
+    linear start (0.891 on field-1.0, 0 on nonlinear, 0.494 on routed, 0.466 on retrieval) to what was measured."""
 
     oracle: str
     family: str
-    steps: int
     floor: float
+    steps: int
+    batch: int = 8
 
     def __str__(self) -> str:
         return f"{self.oracle}-{self.family}"
 
 
 GATES = (
-    Gate("field-1.0", "perceiver", 100, 0.93),
-    Gate("field-1.0", "dsconv", 100, 0.93),
-    Gate("field-1.0", "mamba", 100, 0.92),
-    Gate("field-1.0", "tokenlearner", 100, 0.93),
-    Gate("nonlinear", "perceiver", 160, 0.3),
-    Gate("nonlinear", "dsconv", 100, 0.6),
-    Gate("nonlinear", "mamba", 100, 0.3),
-    Gate("nonlinear", "tokenlearner", 160, 0.3),
-    Gate("routed", "perceiver", 200, 0.55),
-    Gate("routed", "dsconv", 200, 0.55),
-    Gate("retrieval", "perceiver", 200, 0.55),
+    Gate("field-1.0", "perceiver", 0.935, steps=100),  # 0.961
+    Gate("field-1.0", "dsconv", 0.925, steps=100),  # 0.953
+    Gate("field-1.0", "mamba", 0.905, steps=100),  # 0.919
+    Gate("field-1.0", "tokenlearner", 0.935, steps=100),  # 0.960
+    Gate("nonlinear", "perceiver", 0.35, steps=160),  # 0.599
+    Gate("nonlinear", "dsconv", 0.45, steps=100),  # 0.740
+    Gate("nonlinear", "mamba", 0.15, steps=220),  # 0.296 at 200
+    Gate("nonlinear", "tokenlearner", 0.3, steps=160),  # 0.517
+    Gate("routed", "perceiver", 0.62, steps=160),  # 0.758
+    Gate("routed", "dsconv", 0.62, steps=160),  # 0.762
+    Gate("retrieval", "perceiver", 0.7, steps=200, batch=16),  # 0.964
 )
 
 
@@ -102,7 +103,7 @@ def result(exam: Callable[[str, int], Exam]) -> Callable[[str, str, int], Result
 
 @pytest.mark.parametrize("gate", GATES, ids=str)
 def test_a_short_training_gets_well_above_the_linear_start(gate: Gate, exam: Callable[[str, int], Exam]) -> None:
-    found = learn(gate.oracle, gate.family, steps=gate.steps, exam=exam(gate.oracle, 100))
+    found = learn(gate.oracle, gate.family, steps=gate.steps, batch=gate.batch, exam=exam(gate.oracle, 100))
     print(f"\n{Result.HEADER}\n{found.row()}")
     assert found.share >= gate.floor > found.start
 
