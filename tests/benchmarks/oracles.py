@@ -129,8 +129,9 @@ class Result:
 
 
 def draw(oracle: Oracle, clips: int, data: torch.Generator) -> Clips:
-    """Clips in parts of 50, for the fields of thousands at once would fill the memory."""
-    student, teacher = zip(*(oracle.sample(min(50, clips - at), data) for at in range(0, clips, 50)), strict=True)
+    """Clips in parts of 500, or 100 at the medium width, for the fields of thousands at once would fill the memory."""
+    part = 2**15 // oracle.student.dim // 100 * 100
+    student, teacher = zip(*(oracle.sample(min(part, clips - at), data) for at in range(0, clips, part)), strict=True)
     return torch.cat(student), torch.cat(teacher)
 
 
