@@ -6,12 +6,14 @@ import pytest
 import torch
 
 from distill.oracles import (
+    MEDIUM,
     TINY_STUDENT,
     FieldOracle,
     Fields,
     NonlinearOracle,
     RetrievalOracle,
     RoutedOracle,
+    falling,
 )
 from teachers.layout import TokenLayout
 
@@ -38,13 +40,17 @@ def test_samples_have_unit_fields_and_repeat() -> None:
 
 def test_full_geometry_is_exact_too() -> None:
     oracle = FieldOracle(TokenLayout(grid=(8, 16, 16), dim=32), TokenLayout(grid=(8, 14, 14), dim=32), channels=8)
-    assert oracle.reliability().shape == (8 * 14 * 14,)
+    assert oracle.reliability().shape == (1, 8 * 14 * 14)
     assert 0.9 < oracle.bayes_r2() < 1
 
 
 def test_errors_name_the_value() -> None:
     with pytest.raises(ValueError, match="channels=65"):
         FieldOracle(channels=65)
+    with pytest.raises(ValueError, match=r"factors=\(1.0, 2.0\) must be 16 numbers above 0"):
+        FieldOracle(factors=(1.0, 2.0))
+    with pytest.raises(ValueError, match=r"factors=\(1.0, -0.5\)"):
+        FieldOracle(channels=2, factors=(1.0, -0.5))
     with pytest.raises(ValueError, match="pooled"):
         FieldOracle(teacher=TokenLayout(grid=None, dim=48))
 
@@ -63,7 +69,7 @@ def test_nonlinear_optimum_is_reached_by_the_conditional_mean() -> None:
     """E[He2(g) | x] = (m^2 + v - 1) / sqrt 2 with the kriging mean m and variance v = 1 - r."""
     oracle = NonlinearOracle(noise=0.6, degrees=(2,))
     student, teacher = oracle.sample(200, torch.Generator().manual_seed(2))
-    mean, variance = oracle.kriging(student), 1 - oracle.reliability()[None, :, None]
+    mean, variance = oracle.kriging(student), 1 - oracle.reliability().T
     best = ((mean.square() + variance - 1) / 2**0.5) @ oracle.reading.T.double()
     assert share_of_variance(best, teacher.double()) == pytest.approx(oracle.bayes_r2(), abs=6e-3)
 
@@ -92,12 +98,59 @@ def test_routed_fields_move_with_the_clip() -> None:
     assert torch.allclose(asked[..., :-1, :], seen[..., 1:, :], atol=1e-2)
 
 
-def test_retrieval_optimum_is_kriging_and_look_up() -> None:
-    oracle = RetrievalOracle()
-    student, teacher = oracle.sample(100, torch.Generator().manual_seed(5))
+def looked_up(oracle: RetrievalOracle, student: torch.Tensor) -> torch.Tensor:
+    """V m_k(q), read off the markers."""
     spare = student @ oracle.spare_directions
     marker = spare[..., : oracle.keys].argmax(dim=1)
     carried = spare[..., oracle.keys :].gather(1, marker[..., None].expand(-1, -1, oracle.width))
-    best = oracle.kriging(student) @ oracle.reading.T.double() + (carried[:, oracle.asks] @ oracle.values.T).double()
+    return carried[:, oracle.asks] @ oracle.values.T
+
+
+def test_retrieval_optimum_is_kriging_and_look_up() -> None:
+    oracle = RetrievalOracle()
+    student, teacher = oracle.sample(100, torch.Generator().manual_seed(5))
+    best = oracle.kriging(student) @ oracle.reading.T.double() + looked_up(oracle, student).double()
     assert share_of_variance(best, teacher.double()) == pytest.approx(oracle.bayes_r2(), abs=4e-3)
     assert share_of_variance(oracle.kriging(student) @ oracle.reading.T.double(), teacher.double()) < 0.6
+
+
+VARIED = {"channels": 12, "factors": falling(2.0, 0.5, 12), "decay": 1.5, "noise": 0.6}
+
+
+@pytest.mark.parametrize("make", [FieldOracle, RetrievalOracle])
+def test_kriging_field_by_field_reaches_the_closed_form_on_samples(make: type[FieldOracle | RetrievalOracle]) -> None:
+    oracle = make(**VARIED)
+    student, teacher = oracle.sample(200, torch.Generator().manual_seed(6))
+    if isinstance(oracle, RetrievalOracle):
+        teacher = teacher - looked_up(oracle, student)
+    best = oracle.kriging(student) @ oracle.reading.T.double()
+    expected = oracle.mean_reliability()
+    assert share_of_variance(best, teacher.double()) == pytest.approx(expected, abs=6e-3)
+    assert expected > float(oracle.reliability().mean()) + 0.02  # the strong fields are the long ones
+    alike = FieldOracle(channels=12, noise=0.6).kriging(student) @ oracle.reading.T.double()
+    assert share_of_variance(alike, teacher.double()) < expected - 0.01
+
+
+def test_every_field_has_its_own_reliability() -> None:
+    oracle = FieldOracle(**VARIED)
+    for factor, row in zip(oracle.factors, oracle.reliability(), strict=True):
+        lengths = (0.35 * factor, 0.18 * factor, 0.18 * factor)
+        alone = FieldOracle(channels=1, noise=0.6, lengths=lengths)
+        assert torch.allclose(row, alone.reliability()[0])
+
+
+def test_equal_factors_and_no_decay_change_no_sample() -> None:
+    plain, varied = FieldOracle(), FieldOracle(factors=(1.0,) * 16)
+    for one, other in zip(*(at.sample(3, torch.Generator().manual_seed(1)) for at in (plain, varied)), strict=True):
+        assert torch.allclose(one, other, atol=1e-5)
+    assert torch.equal(plain.reading, varied.reading)
+    assert plain.bayes_r2() == pytest.approx(varied.bayes_r2())
+
+
+def test_medium_power_falls_and_stays_the_same_in_sum() -> None:
+    oracle = FieldOracle(**MEDIUM)
+    power = oracle.reading.square().sum(dim=0)
+    assert float(power[:8].sum() / power.sum()) == pytest.approx(0.5, abs=0.1)
+    assert float(power.sum()) == pytest.approx(192, rel=0.1)
+    assert 0.5 < oracle.bayes_r2() < RetrievalOracle(**MEDIUM, noise=1.0).bayes_r2() < 1
+    assert [tuple(part.shape) for part in oracle.sample(2, torch.Generator())] == [(2, 256, 256), (2, 196, 192)]
