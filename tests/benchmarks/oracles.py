@@ -45,14 +45,14 @@ class Task:
 
 ORACLES: dict[str, Task] = {
     "field-0.3": Task(lambda: FieldOracle(noise=0.3), 600),
-    "field-1.0": Task(lambda: FieldOracle(noise=1.0), 1200),
-    "nonlinear": Task(lambda: NonlinearOracle(noise=0.3, degrees=(2,)), 1000),
-    "routed": Task(lambda: RoutedOracle(), 3000),
-    "routed-0.3": Task(lambda: RoutedOracle(reach=(0.3, 0.3, 0.3)), 3000),
-    "routed-0.4": Task(lambda: RoutedOracle(reach=(0.4, 0.4, 0.4)), 3000),
-    "retrieval": Task(lambda: RetrievalOracle(), 1000),
-    "medium-field": Task(lambda: FieldOracle(**MEDIUM, noise=0.5), 1200, clips=1000),
-    "medium-retrieval": Task(lambda: RetrievalOracle(**MEDIUM, noise=0.5), 1200, clips=1000),
+    "field-1.0": Task(lambda: FieldOracle(noise=1.0), 1000),
+    "nonlinear": Task(lambda: NonlinearOracle(noise=0.3, degrees=(2,)), 800),
+    "routed": Task(lambda: RoutedOracle(), 2400),
+    "routed-0.3": Task(lambda: RoutedOracle(reach=(0.3, 0.3, 0.3)), 2400),
+    "routed-0.4": Task(lambda: RoutedOracle(reach=(0.4, 0.4, 0.4)), 2400),
+    "retrieval": Task(lambda: RetrievalOracle(), 800),
+    "medium-field": Task(lambda: FieldOracle(**MEDIUM, noise=0.5), 800, clips=1000),
+    "medium-retrieval": Task(lambda: RetrievalOracle(**MEDIUM, noise=0.5), 800, clips=1000),
 }
 
 
