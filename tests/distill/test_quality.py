@@ -50,7 +50,7 @@ GATES = (
 )
 
 
-# oracle -> the share of the Bayes R2 that every family reaches, the family that is to be the best, its share, and seeds.
+# oracle -> what every family reaches of the Bayes R2, the family that is to be the best, what it reaches, and seeds.
 FLOORS = {
     "field-0.3": (0.99, "perceiver", 0.99, 1),
     "field-1.0": (0.95, "perceiver", 0.995, 3),
