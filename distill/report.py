@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from distill.floors import MAIN
+from distill.runfolder import RunFolder
 from distill.table import format_table, number
 from shards.column import STUDENT
 from shards.store import FeatureStore
 
+Summary = dict[str, Any]
 SHOWN = ("r2c", "r2", "cos_std", "cka", "nmse", "cosine")
 STANDIN_WARNING = (
     "The backbones are stand-ins: two random layers each, in which pixels alone predict the teacher well. "
@@ -18,32 +20,72 @@ STANDIN_WARNING = (
 )
 
 
-def end_table(summary: dict[str, Any], *, folder: Path, store: Path, notices: Sequence[str] = ()) -> str:
-    """The converter beside its floors on the test clips, its cost, what its clips are, and where things lie."""
+def end_table(
+    summaries: Mapping[str, Summary], folders: Mapping[str, RunFolder], *, store: Path, notices: Sequence[str] = ()
+) -> str:
+    """The contestants beside their floors on the test clips, their costs, what the clips are, and where things lie."""
+    first = next(iter(summaries.values()))
+    names = {name: name if len(summaries) > 1 else summary["family"] for name, summary in summaries.items()}
     lines: list[str] = []
-    for target in summary["targets"]:
-        rows = [row(summary["family"], summary["targets"][target], summary["intervals"][target]["r2c"])]
-        rows += [row(name, found[target]) for name, found in summary["floors"].items() if target in found]
-        lines += ["", f"{target}, {summary['clips']['test']} test clips", ""]
-        lines.append(format_table([MAIN + " / floors", "r2c", "95%", *SHOWN[1:]], rows))
-        gain = summary["gain"].get(target)
-        if gain:
-            lines.append(
-                f"gain over ridge, paired: {number(gain['value'], 4)} ({spread(gain['low'], gain['high'], 4)})"
-            )
-        lines += mark_lines(summary["marks"].get(target, {}))
-    cost = summary["cost"]
+    for target in first["targets"]:
+        lines += ["", f"{target}, {first['clips']['test']} test clips", "", target_table(summaries, names, target)]
+        for name, summary in summaries.items():
+            gain, whose = summary["gain"].get(target), f"{name}: " if len(summaries) > 1 else ""
+            lines += [f"{whose}gain over ridge, paired: {difference(gain)}"] if gain else []
+        lines += lead_lines(summaries, target)
+        lines += mark_lines(first["marks"].get(target, {}))
+    lines.append("")
     lines += [
-        "",
-        f"{cost['parameters'] / 1e6:.2f} M parameters, {cost['macs'] / 1e9:.2f} GMAC and "
-        f"{cost['latency_ms']:.0f} ms a clip ({cost['device']}, {cost['threads']} threads, fp32, batch 1, all targets)",
-        "clips: " + ", ".join(f"{count} {name}" for name, count in summary["clips"].items()),
-        *notices,
+        cost_line(summary["cost"], f"{name}: " if len(summaries) > 1 else "") for name, summary in summaries.items()
     ]
-    if summary["weights"] == "standin":
+    lines += ["clips: " + ", ".join(f"{count} {name}" for name, count in first["clips"].items()), *notices]
+    if first["weights"] == "standin":
         lines.append(STANDIN_WARNING)
-    lines += [f"run       {folder}", f"bundle    {folder / 'bundle'}", f"features  {store}"]
-    return "\n".join(lines)
+    for folder in folders.values():
+        lines += [f"run       {folder.path}", f"bundle    {folder.bundle}"]
+    return "\n".join([*lines, f"features  {store}"])
+
+
+def target_table(summaries: Mapping[str, Summary], names: Mapping[str, str], target: str) -> str:
+    """The contestants' metrics on a target, then each floor: once where it is the same for all, else by contestant."""
+    rows = [row(names[name], s["targets"][target], s["intervals"][target]["r2c"]) for name, s in summaries.items()]
+    floors: dict[str, dict[str, dict[str, float | None]]] = {}
+    for name, summary in summaries.items():
+        for floor, found in summary["floors"].items():
+            if target in found:
+                floors.setdefault(floor, {})[name] = found[target]
+    for floor, by_contestant in floors.items():
+        first, *others = by_contestant.values()
+        if all(other == first for other in others):
+            rows.append(row(floor, first))
+        else:
+            rows += [row(f"{name}/{floor}", found) for name, found in by_contestant.items()]
+    return format_table([MAIN + " / floors", "r2c", "95%", *SHOWN[1:]], rows)
+
+
+def lead_lines(summaries: Mapping[str, Summary], target: str) -> list[str]:
+    """The lead of the contestant with the best r2c over each other, on the same clips; better needs its lower end above
+    0."""
+    scores = {name: summary["targets"][target]["r2c"] for name, summary in summaries.items()}
+    best = max(scores, key=lambda name: float("-inf") if scores[name] is None else scores[name])
+    lines = []
+    for rival, found in summaries[best]["lead"].items():
+        sure = (found[target]["low"] or 0) > 0
+        claim = f"{best} is better than {rival}" if sure else f"{best} leads {rival}, not for certain"
+        lines.append(f"{claim}, paired: {difference(found[target])}")
+    return lines
+
+
+def difference(found: Mapping[str, float | None]) -> str:
+    """A paired difference with its interval."""
+    return f"{number(found['value'], 4)} ({spread(found['low'], found['high'], 4)})"
+
+
+def cost_line(cost: Mapping[str, Any], whose: str) -> str:
+    return (
+        f"{whose}{cost['parameters'] / 1e6:.2f} M parameters, {cost['macs'] / 1e9:.2f} GMAC and "
+        f"{cost['latency_ms']:.0f} ms a clip ({cost['device']}, {cost['threads']} threads, fp32, batch 1, all targets)"
+    )
 
 
 def mark_lines(marks: Mapping[str, str]) -> list[str]:

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from distill.report import STANDIN_WARNING, end_table, model_card
+from distill.runfolder import RunFolder
 from distill.table import format_table, number
 
 METRICS = {"r2c": 0.8, "r2": 0.85, "cos_std": 0.9, "cka": None, "nmse": 0.2, "cosine": 0.99}
@@ -19,6 +20,7 @@ SUMMARY: dict[str, Any] = {
     "floors": {"ridge": {"videomae": METRICS | {"r2c": -0.25}}, "pixels": {"vivit": METRICS}},
     "marks": {"videomae": {"r2c": "3 test clips, 8 needed", "r2": "3 test clips, 8 needed"}},
     "gain": {"videomae": {"value": 0.05, "low": 0.01, "high": 0.09}},
+    "lead": {},
     "cost": {"parameters": 4_770_000, "macs": 5_400_000_000, "latency_ms": 61.4, "threads": 2, "device": "cpu"},
     "clips": {"train": 56, "val": 12, "test": 3, "refused": 1},
     "digests": {"split": "abc"},
@@ -26,7 +28,8 @@ SUMMARY: dict[str, Any] = {
 
 
 def test_end_table_says_all_of_it() -> None:
-    lines = end_table(SUMMARY, folder=Path("runs/x"), store=Path("features/y")).splitlines()
+    folders = {"converter": RunFolder(Path("runs/x"))}
+    lines = end_table({"converter": SUMMARY}, folders, store=Path("features/y")).splitlines()
     assert "videomae, 3 test clips" in lines
     cells = {line.split("  ")[0]: line.split() for line in lines}
     assert cells["perceiver"] == ["perceiver", "0.800", "0.700", "..", "-", "0.850", "0.900", "-", "0.200", "0.990"]
@@ -36,7 +39,8 @@ def test_end_table_says_all_of_it() -> None:
     assert "4.77 M parameters, 5.40 GMAC and 61 ms a clip (cpu, 2 threads, fp32, batch 1, all targets)" in lines
     assert "clips: 56 train, 12 val, 3 test, 1 refused" in lines
     assert lines[-4:] == [STANDIN_WARNING, "run       runs/x", "bundle    runs/x/bundle", "features  features/y"]
-    assert STANDIN_WARNING not in end_table(SUMMARY | {"weights": "pretrained"}, folder=Path("r"), store=Path("f"))
+    published = {"converter": SUMMARY | {"weights": "pretrained"}}
+    assert STANDIN_WARNING not in end_table(published, folders, store=Path("f"))
 
 
 def test_model_card_carries_origins_and_numbers() -> None:

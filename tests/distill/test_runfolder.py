@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from distill import runfolder
-from distill.runfolder import RunFolder, read_metrics
+from distill.runfolder import RunFolder, newest_checkpoints, read_metrics
 from shards.ranks import Ranks
 
 RECORD = {"settings": {"train.lr": 0.001}, "world": 1}
@@ -82,11 +82,11 @@ def test_rewind_drops_half_lines_and_all_past_the_checkpoint(folder: RunFolder) 
 
 
 def test_checkpoints_come_back_and_the_last_two_stay(folder: RunFolder) -> None:
-    assert folder.newest_checkpoint() is None
+    assert newest_checkpoints([folder]) is None
     save(folder, 5, 10, 115)
     assert [path.name for path in folder.checkpoints.iterdir() if path.name.endswith("5")] == ["step-00000115"]
     assert len(list(folder.checkpoints.iterdir())) == 2
-    record, states = folder.newest_checkpoint() or ({}, {})
+    ((record, states),) = newest_checkpoints([folder]) or [({}, {})]
     assert record["step"] == 115 and record["settings"] == RECORD["settings"] and record["world"] == 1
     assert set(states) == {"converter", "skip"}
     assert all(torch.equal(states["converter"][name], value) for name, value in state(115).items())
@@ -113,14 +113,14 @@ def test_a_damaged_checkpoint_is_passed_over(damage: str, folder: RunFolder, cap
     save(folder, 5, 10)
     DAMAGE[damage](folder.checkpoints / "step-00000010")
     with caplog.at_level(logging.WARNING):
-        record, states = folder.newest_checkpoint() or ({}, {})
+        ((record, states),) = newest_checkpoints([folder]) or [({}, {})]
     assert record["step"] == 5 and float(states["skip"]["step"]) == -5
     assert "step-00000010 is damaged" in caplog.text
     folder.rewind(5)  # else it would be the newest again, and push whole ones out
     assert [path.name for path in folder.saved()] == ["step-00000005"]
     DAMAGE[damage](folder.checkpoints / "step-00000005")
     with pytest.raises(ValueError, match="all 1 checkpoints are damaged"):
-        folder.newest_checkpoint()
+        newest_checkpoints([folder])
 
 
 def test_a_full_disk_leaves_the_checkpoints_before(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
