@@ -8,7 +8,7 @@ from typing import Any
 
 from distill.floors import MAIN
 from distill.runfolder import RunFolder
-from distill.table import format_table, number
+from distill.table import COST, cost_cells, format_table, number
 from shards.column import STUDENT
 from shards.store import FeatureStore
 
@@ -23,57 +23,61 @@ STANDIN_WARNING = (
 def end_table(
     summaries: Mapping[str, Summary], folders: Mapping[str, RunFolder], *, store: Path, notices: Sequence[str] = ()
 ) -> str:
-    """The contestants beside their floors on the test clips, their costs, what the clips are, and where things lie."""
-    first = next(iter(summaries.values()))
-    names = {name: name if len(summaries) > 1 else summary["family"] for name, summary in summaries.items()}
+    """The contestants beside their floors on the test clips, what sets them apart, what they cost, what the clips are, and
+    where things lie."""
+    (name, first), *others = summaries.items()
     lines: list[str] = []
     for target in first["targets"]:
-        lines += ["", f"{target}, {first['clips']['test']} test clips", "", target_table(summaries, names, target)]
-        for name, summary in summaries.items():
-            gain, whose = summary["gain"].get(target), f"{name}: " if len(summaries) > 1 else ""
-            lines += [f"{whose}gain over ridge, paired: {difference(gain)}"] if gain else []
-        lines += lead_lines(summaries, target)
+        lines += ["", f"{target}, {first['clips']['test']} test clips", "", target_table(summaries, target)]
+        if others:
+            lines += ["", *standings(summaries, target)]
+        elif gain := first["gain"].get(target):
+            lines.append(f"gain over ridge, paired: {difference(gain)}")
         lines += mark_lines(first["marks"].get(target, {}))
-    lines.append("")
-    lines += [
-        cost_line(summary["cost"], f"{name}: " if len(summaries) > 1 else "") for name, summary in summaries.items()
-    ]
+    lines += ["", f"cost: {measured(first['cost'])}" if others else cost_line(first["cost"])]
     lines += ["clips: " + ", ".join(f"{count} {name}" for name, count in first["clips"].items()), *notices]
     if first["weights"] == "standin":
         lines.append(STANDIN_WARNING)
-    for folder in folders.values():
-        lines += [f"run       {folder.path}", f"bundle    {folder.bundle}"]
+    lines.append(f"run       {folders[name].path.parent if others else folders[name].path}")
+    lines += [f"bundle    {folder.bundle}" for folder in folders.values()]
     return "\n".join([*lines, f"features  {store}"])
 
 
-def target_table(summaries: Mapping[str, Summary], names: Mapping[str, str], target: str) -> str:
+def target_table(summaries: Mapping[str, Summary], target: str) -> str:
     """The contestants' metrics on a target, then each floor: once where it is the same for all, else by contestant."""
-    rows = [row(names[name], s["targets"][target], s["intervals"][target]["r2c"]) for name, s in summaries.items()]
+    names = [summary["family"] for summary in summaries.values()] if len(summaries) == 1 else list(summaries)
+    found = [(summary["targets"][target], summary["intervals"][target]["r2c"]) for summary in summaries.values()]
+    rows = [row(name, *scores) for name, scores in zip(names, found, strict=True)]
     floors: dict[str, dict[str, dict[str, float | None]]] = {}
     for name, summary in summaries.items():
-        for floor, found in summary["floors"].items():
-            if target in found:
-                floors.setdefault(floor, {})[name] = found[target]
+        for floor, by_target in summary["floors"].items():
+            if target in by_target:
+                floors.setdefault(floor, {})[name] = by_target[target]
     for floor, by_contestant in floors.items():
         first, *others = by_contestant.values()
         if all(other == first for other in others):
             rows.append(row(floor, first))
         else:
-            rows += [row(f"{name}/{floor}", found) for name, found in by_contestant.items()]
+            rows += [row(f"{name}/{floor}", scores) for name, scores in by_contestant.items()]
     return format_table([MAIN + " / floors", "r2c", "95%", *SHOWN[1:]], rows)
 
 
-def lead_lines(summaries: Mapping[str, Summary], target: str) -> list[str]:
-    """The lead of the contestant with the best r2c over each other, on the same clips; better needs its lower end above
-    0."""
+def standings(summaries: Mapping[str, Summary], target: str) -> list[str]:
+    """Every contestant's gain over ridge, the lead that the best r2c has over it on the same clips, and its cost; then
+    where that lead is one: its lower end must be above 0."""
     scores = {name: summary["targets"][target]["r2c"] for name, summary in summaries.items()}
     best = max(scores, key=lambda name: float("-inf") if scores[name] is None else scores[name])
-    lines = []
-    for rival, found in summaries[best]["lead"].items():
-        sure = (found[target]["low"] or 0) > 0
-        claim = f"{best} is better than {rival}" if sure else f"{best} leads {rival}, not for certain"
-        lines.append(f"{claim}, paired: {difference(found[target])}")
-    return lines
+    leads = {rival: found[target] for rival, found in summaries[best]["lead"].items()}
+    rows = []
+    for name, summary in summaries.items():
+        gain, cost = summary["gain"].get(target), summary["cost"]
+        cells = [difference(gain) if gain else "-", difference(leads[name]) if name in leads else ""]
+        rows.append([name, *cells, *cost_cells(cost)])
+    table = format_table(["contestant", "gain over ridge, paired", f"lead of {best}, paired", *COST], rows)
+    better = [rival for rival, found in leads.items() if (found["low"] or 0) > 0]
+    unsure = [rival for rival in leads if rival not in better]
+    verdicts = {"is better than": better, "is not told apart from": unsure}
+    return [table, *(f"{best} {verdict} {', '.join(rivals)}" for verdict, rivals in verdicts.items() if rivals)]
 
 
 def difference(found: Mapping[str, float | None]) -> str:
@@ -81,11 +85,15 @@ def difference(found: Mapping[str, float | None]) -> str:
     return f"{number(found['value'], 4)} ({spread(found['low'], found['high'], 4)})"
 
 
-def cost_line(cost: Mapping[str, Any], whose: str) -> str:
+def cost_line(cost: Mapping[str, Any]) -> str:
     return (
-        f"{whose}{cost['parameters'] / 1e6:.2f} M parameters, {cost['macs'] / 1e9:.2f} GMAC and "
-        f"{cost['latency_ms']:.0f} ms a clip ({cost['device']}, {cost['threads']} threads, fp32, batch 1, all targets)"
+        f"{cost['parameters'] / 1e6:.2f} M parameters, {cost['macs'] / 1e9:.2f} GMAC and "
+        f"{cost['latency_ms']:.0f} ms a clip ({measured(cost)})"
     )
+
+
+def measured(cost: Mapping[str, Any]) -> str:
+    return f"{cost['device']}, {cost['threads']} threads, fp32, batch 1, all targets"
 
 
 def mark_lines(marks: Mapping[str, str]) -> list[str]:

@@ -43,6 +43,41 @@ def test_end_table_says_all_of_it() -> None:
     assert STANDIN_WARNING not in end_table(published, folders, store=Path("f"))
 
 
+def contestant(r2c: float | None, lead: dict[str, float], mlp: float) -> dict[str, Any]:
+    """A summary of one of several, on the same floors but for the MLP."""
+    floors = {"ridge": {"videomae": METRICS}, "mlp": {"videomae": METRICS | {"r2c": mlp}}}
+    leads = {rival: {"videomae": {"value": 0.1, "low": low, "high": 0.2}} for rival, low in lead.items()}
+    return SUMMARY | {"targets": {"videomae": METRICS | {"r2c": r2c}}, "floors": floors, "lead": leads}
+
+
+def test_a_contest_has_one_table_and_is_better_only_for_certain() -> None:
+    summaries = {
+        "small": contestant(0.7, {"wide": -0.2, "deep": -0.2, "none": -0.2}, 0.1),
+        "wide": contestant(0.9, {"small": 0.01, "deep": 0.0, "none": 0.02}, 0.2),
+        "deep": contestant(0.8, {"small": -0.1, "wide": -0.2, "none": 0.03}, 0.3),
+        "none": contestant(None, {"small": -0.1, "wide": -0.2, "deep": -0.2}, 0.3),
+    }
+    folders = {name: RunFolder(Path("runs/x") / name) for name in summaries}
+    lines = end_table(summaries, folders, store=Path("features/y")).splitlines()
+    at = lines.index("videomae, 3 test clips") + 4
+    expected = [*summaries, "ridge", "small/mlp", "wide/mlp", "deep/mlp", "none/mlp"]
+    assert [line.split()[0] for line in lines[at : at + 9]] == expected
+    assert [line.split()[1] for line in lines[at : at + 6]] == ["0.700", "0.900", "0.800", "-", "0.800", "0.100"]
+    assert "lead of wide, paired" in lines[at + 10] and lines[at + 10].split()[-4:] == [
+        "M",
+        "params",
+        "GMAC",
+        "ms/clip",
+    ]
+    gain, cost = "0.0500 (0.0100 .. 0.0900)", ["4.77", "5.40", "61"]
+    rows = {line.split()[0]: line for line in lines[at + 12 : at + 16]}
+    assert list(rows) == list(summaries) and all(gain in line and line.split()[-3:] == cost for line in rows.values())
+    assert "0.1000 (0.0100 .. 0.2000)" in rows["small"] and "0.1000" not in rows["wide"]
+    assert lines[at + 16 : at + 18] == ["wide is better than small, none", "wide is not told apart from deep"]
+    assert "cost: cpu, 2 threads, fp32, batch 1, all targets" in lines
+    assert lines[-6] == "run       runs/x" and lines[-5] == "bundle    runs/x/small/bundle"
+
+
 def test_model_card_carries_origins_and_numbers() -> None:
     columns = {name: SimpleNamespace(origin={"licence": name}) for name in ("student", "videomae", "pixels_videomae")}
     manifest = SimpleNamespace(view={"clip_seconds": 2.0})
