@@ -23,7 +23,7 @@ STANDIN_WARNING = (
 def end_table(
     summaries: Mapping[str, Summary], folders: Mapping[str, RunFolder], *, store: Path, notices: Sequence[str] = ()
 ) -> str:
-    """The contestants beside their floors on the test clips, what sets them apart, what they cost, what the clips are, and
+    """The contestants beside their floors on the test clips, what sets them apart, their cost, what the clips are, and
     where things lie."""
     (name, first), *others = summaries.items()
     lines: list[str] = []
