@@ -179,6 +179,7 @@ def test_help(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_contest_is_of_all_families_as_they_are_alone(teacher: str) -> None:
     contest = load_recipe([f"recipe=contest_{teacher}"])
     assert list(contest.contest) == ["perceiver", "dsconv", "mamba", "tokenlearner"] and contest.converter is None
+    assert set(contest.contest) == set(find_groups()["contest"]) == set(find_groups()["converter"])
     for family, own in contestants(contest).items():
         alone = load_recipe([f"recipe={family}_{teacher}"])
         assert own.recipe == f"contest_{teacher}_{family}"
