@@ -22,29 +22,14 @@ def resume_point(
     """(steps done, {contestant: {learner: state}}) from the newest checkpoint that all contestants have; (0, {}) where
     there is none, or none is wanted.
 
-    settings: of each contestant's run, see `flatten`. Raises ValueError where a checkpoint was written under others, or
-    where one contestant has never begun and others have.
+    settings: of each contestant's run, see `flatten`. Raises ValueError where a checkpoint was written under others.
     """
-    if not resume:
-        return 0, {}
-    refuse_newcomers(folders)
-    found = newest_checkpoints(list(folders.values()))
+    found = newest_checkpoints(list(folders.values())) if resume else None
     if found is None:
         return 0, {}
     for (name, folder), (record, _) in zip(folders.items(), found, strict=True):
         refuse_other_settings(folder, settings[name], record["settings"])
     return found[0][0]["step"], {name: states for name, (_, states) in zip(folders, found, strict=True)}
-
-
-def refuse_newcomers(folders: Mapping[str, RunFolder]) -> None:
-    """Raises ValueError for a contestant who has not begun where others have: all would start again with it."""
-    begun = [folder for folder in folders.values() if folder.saved()]
-    new = [name for name, at in folders.items() if not at.saved() and not (at.path / "recipe.yaml").exists()]
-    if begun and new:
-        raise ValueError(
-            f"{begun[0].path.parent} was started without {', '.join(new)}, and is at {begun[0].saved()[-1].name}; "
-            "continue it without, or give a new run.name"
-        )
 
 
 def refuse_other_settings(folder: RunFolder, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:

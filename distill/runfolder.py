@@ -38,13 +38,17 @@ class RunFolder:
     def open(cls, path: Path, *, part: str | None = None, resume: bool, ranks: Ranks) -> RunFolder:
         """The folder of the run at `path`, or of its contestant `part`: a new one, or with `resume` one that may exist.
 
-        Raises FileExistsError for any other run that holds a file.
+        Raises FileExistsError for any other run that holds a file, and for a contestant who comes to a run that has
+        saved others: they would all start again with it.
         """
         own = path / part if part else path
 
         def make() -> None:
             if ranks.main and not resume and any(not file.is_dir() for file in path.rglob("*")):
                 raise FileExistsError(f"{path} exists; choose another run.name, or continue it with train.resume=auto")
+            others = part and not (own / "recipe.yaml").exists() and any(path.glob("*/checkpoints/step-*"))
+            if ranks.main and others:
+                raise FileExistsError(f"{path} was started without {part}; continue it so, or choose another run.name")
             own.mkdir(parents=True, exist_ok=True)
 
         ranks.first(make)

@@ -151,7 +151,7 @@ def test_who_may_continue_a_contest(tiny: list[str], tmp_path: Path, capsys: pyt
         (contest(tiny, "perceiver"), "run exists; choose another run.name"),
         (
             [*contest(tiny, "mamba", "perceiver"), "train.resume=auto"],
-            "was started without perceiver, and is at step-0",
+            "run was started without perceiver; continue it so",
         ),
         (
             [*contest(tiny, "mamba", "dsconv"), "train.resume=auto", "contest.dsconv.skip=none"],
@@ -160,6 +160,7 @@ def test_who_may_continue_a_contest(tiny: list[str], tmp_path: Path, capsys: pyt
     ):
         assert run.main([*words, *floors, "train.steps=5"]) == 1
         assert problem in capsys.readouterr().err
+    assert sorted(path.name for path in (tmp_path / "runs" / "run").iterdir()) == ["dsconv", "mamba"]
     assert run.main([*contest(tiny, "dsconv"), *floors, "train.steps=5", "train.resume=auto"]) == 0
     for name, text in metrics.items():
         assert (tmp_path / "runs" / "run" / name / "metrics.jsonl").read_text() == text
