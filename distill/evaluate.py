@@ -102,10 +102,13 @@ def at(statistics: Statistics, positions: Tensor | None) -> Statistics:
     return Statistics(statistics.mean[positions.cpu()], statistics.scale, statistics.global_mean)
 
 
-def summarise(scores: Scores, *, converter: str, groups: list[str], resamples: int) -> dict[str, Any]:
-    """The numbers of summary.json: `targets`, `intervals`, `marks`, `floors` and `gain`.
+def summarise(
+    scores: Scores, *, converter: str, groups: list[str], resamples: int, rivals: Scores | None = None
+) -> dict[str, Any]:
+    """The numbers of summary.json: `targets`, `intervals`, `marks`, `floors`, `gain` and `lead`.
 
     converter: which candidate is the headline; the others are floors. groups: of the scored clips, in their order.
+    rivals: other converters, to which `lead` is the paired difference, as `gain` is to ridge.
     """
     weights = group_weights(groups, resamples=resamples)
     targets = {name: finite(alignment.compute()) for name, alignment in scores[converter].items()}
@@ -121,10 +124,13 @@ def summarise(scores: Scores, *, converter: str, groups: list[str], resamples: i
         },
         "references": {},
         "gain": {},
+        "lead": {},
     }
     for name, ours in scores[converter].items():
         if "ridge" in scores:
             summary["gain"][name] = paired_gain(ours, scores["ridge"][name], weights)
+        for rival, theirs in (rivals or {}).items():
+            summary["lead"].setdefault(rival, {})[name] = paired_gain(ours, theirs[name], weights)
     return summary
 
 

@@ -9,91 +9,163 @@ shuffled   ridge on wrongly paired clips: a control, near 0 where nothing leaks
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any, TypeVar
 
 from converters import Converter, create_converter
 from converters.normaliser import Mode
 from distill.evaluate import Candidate
-from distill.fit import SHUFFLED, set_normalisers, set_skips, solve_ridges
+from distill.fit import SHUFFLED, Solutions, set_normalisers, set_skips, solve_ridges
 from shards.column import PIXELS, STUDENT
 from shards.ranks import Ranks
 from shards.store import FeatureStore
 
 MAIN = "converter"
+TRAINED = {"skip": "linear", "mlp": "mlp"}  # floors that learn beside the converter -> their family
 MLP_QUERIES = 128  # tokens that the per-token MLP trains on per clip: more cost 4 times as much and teach it no more
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 class Floors:
-    """The floors of one converter on one store.
+    """The floors of one or several contestants on one store; what is the same for several is solved and trained once.
 
-    Building it fits the converter's own normalisers and, if it has one, its skip: the ridge is the skip's start.
+    Building it fits the contestants' own normalisers and, if they have them, skips: the ridge is a skip's start.
 
-    asked: names of floors, in the order of the report. seed: of the MLP.
-    trained: the converter and the floors that need training beside it, from the same read of the data.
+    contestants: name -> converter, of one student and the same targets. asked: names of floors, in the order of the
+    report. seed: of the MLP.
+    trained: the contestants and the floors that need training beside them, from the same read of the data, by label: a
+        contestant's is its name, a floor's is its own name where it is one for all, else CONTESTANT/FLOOR, after the
+        first contestant that it is for.
     """
 
     def __init__(
-        self, converter: Converter, store: FeatureStore, *, asked: Sequence[str], seed: int, ranks: Ranks
+        self,
+        contestants: Mapping[str, Converter],
+        store: FeatureStore,
+        *,
+        asked: Sequence[str],
+        seed: int,
+        ranks: Ranks,
     ) -> None:
-        self.converter, self.store, self.asked, self.ranks = converter, store, list(asked), ranks
-        readers = {STUDENT: self.build("linear")}
-        if "pixels" in asked:
-            readers |= {PIXELS + name: self.build("linear", PIXELS + name, [name]) for name in converter.targets}
-        train = store.indices("train")
-        self.ridges = solve_ridges(store, readers, indices=train, ranks=ranks, shuffled="shuffled" in asked)
-        self.trained = {MAIN: set_normalisers(converter, store)}
-        if "skip" in asked:
-            self.trained["skip"] = self.build("linear")
-        spare = converter.num_parameters() - readers[STUDENT].num_parameters()  # what the MLP may have beside its skip
-        if "mlp" in asked and spare > 0:
-            self.trained["mlp"] = self.build("mlp", options={"parameters": spare}, seed=seed)
-        elif "mlp" in asked:
-            log.warning("no mlp floor: a converter of %d parameters leaves it none", converter.num_parameters())
-            self.asked.remove("mlp")
-        for start in self.trained.values():
-            set_skips(start, self.ridges)
+        self.contestants, self.store, self.seed, self.ranks = contestants, store, seed, ranks
+        spaces = {converter.normaliser: converter for converter in contestants.values()}
+        self.ridges = {space: self._solve(converter, asked) for space, converter in spaces.items()}
+        for converter in contestants.values():
+            set_skips(set_normalisers(converter, store), self.ridges[converter.normaliser])
+        self.floors: dict[str, tuple[str, Converter]] = {}  # label -> which floor, of which contestant
+        self.labels: dict[str, dict[str, str]] = {name: {MAIN: name} for name in contestants}
+        for floor in asked:
+            self._share(floor)
+        self.trained = dict(contestants) | {
+            label: self._start(floor, converter)
+            for label, (floor, converter) in self.floors.items()
+            if floor in TRAINED
+        }
 
-    def build(
+    def part(self, contestant: str, found: Mapping[str, T]) -> dict[str, T]:
+        """What of `found`, by label, is a contestant's: its own as MAIN, its floors by their names, as if it were
+        alone."""
+        return {name: found[label] for name, label in self.labels[contestant].items() if label in found}
+
+    def joined(self, found: Mapping[str, Mapping[str, T]]) -> dict[str, T]:
+        """What `part` has taken apart, by label again. found: by contestant."""
+        names = ((contestant, name) for contestant, parts in found.items() for name in parts)
+        return {self.labels[contestant][name]: found[contestant][name] for contestant, name in names}
+
+    def queries(self, label: str, default: int | None) -> int | None:
+        """How many tokens of a target something in `trained` learns from per clip; None: all."""
+        return MLP_QUERIES if label in self.floors and self.floors[label][0] == "mlp" else default
+
+    def candidates(self) -> dict[str, list[Candidate]]:
+        """The contestants, then every floor that was asked for; a pixel floor is one converter per target."""
+        floors = {label: self._candidate(label, *entry) for label, entry in self.floors.items()}
+        return {name: [Candidate(converter)] for name, converter in self.contestants.items()} | floors
+
+    def _share(self, floor: str) -> None:
+        """Gives every contestant that can have it a floor: the same where all that makes it is the same."""
+        made_of = {name: self._ingredients(floor, converter) for name, converter in self.contestants.items()}
+        first: dict[Hashable, str] = {}
+        for name, ingredients in made_of.items():
+            if ingredients is not None:
+                first.setdefault(ingredients, name)
+        for name, ingredients in made_of.items():
+            if ingredients is not None:
+                owner = first[ingredients]
+                label = floor if len(first) == 1 else f"{owner}/{floor}"
+                self.labels[name][floor] = label
+                self.floors[label] = floor, self.contestants[owner]
+
+    def _ingredients(self, floor: str, converter: Converter) -> Hashable:
+        """What a floor depends on beside store and seed; None where the converter leaves it nothing."""
+        if floor in ("mean", "position_mean"):
+            return floor
+        if floor != "mlp":
+            return converter.normaliser
+        spare = self._spare(converter)
+        if spare <= 0:
+            log.warning("no mlp floor: a converter of %d parameters leaves it none", converter.num_parameters())
+            return None
+        return converter.normaliser, spare
+
+    def _spare(self, converter: Converter) -> int:
+        """Parameters that an MLP may have beside its skip."""
+        return converter.num_parameters() - self._build("linear", converter).num_parameters()
+
+    def _solve(self, converter: Converter, asked: Sequence[str]) -> Solutions:
+        """The ridge solutions in a converter's space, from one pass over the train clips."""
+        readers = {STUDENT: self._build("linear", converter)}
+        if "pixels" in asked:
+            readers |= self._pixel_readers(converter)
+        train = self.store.indices("train")
+        return solve_ridges(self.store, readers, indices=train, ranks=self.ranks, shuffled="shuffled" in asked)
+
+    def _start(self, floor: str, converter: Converter) -> Converter:
+        """A floor that needs training, at its start: the ridge."""
+        options = {"parameters": self._spare(converter)} if floor == "mlp" else None
+        start = self._build(TRAINED[floor], converter, options=options)
+        return set_skips(start, self.ridges[converter.normaliser])
+
+    def _candidate(self, label: str, floor: str, converter: Converter) -> list[Candidate]:
+        ridges = self.ridges[converter.normaliser]
+        if floor in TRAINED:
+            return [Candidate(self.trained[label])]
+        if floor == "mean":
+            return [Candidate(self._build("constant", converter, normaliser="global"))]
+        if floor == "position_mean":
+            return [Candidate(self._build("constant", converter, normaliser="position"))]
+        if floor == "ridge":
+            return [Candidate(set_skips(self._build("linear", converter), ridges))]
+        if floor == "shuffled":
+            return [Candidate(set_skips(self._build("linear", converter), ridges, pairing=SHUFFLED))]
+        assert floor == "pixels", floor
+        readers = self._pixel_readers(converter)
+        return [Candidate(set_skips(reader, ridges, column=column), column) for column, reader in readers.items()]
+
+    def _pixel_readers(self, converter: Converter) -> dict[str, Converter]:
+        """column -> the linear converter that reads it, one per target."""
+        return {
+            PIXELS + target: self._build("linear", converter, PIXELS + target, [target]) for target in converter.targets
+        }
+
+    def _build(
         self,
         family: str,
+        like: Converter,
         column: str = STUDENT,
         targets: Sequence[str] | None = None,
         *,
         normaliser: Mode | None = None,
         options: Mapping[str, Any] | None = None,
-        seed: int = 0,
     ) -> Converter:
-        """Another family from a column to some of the converter's targets, normalisers set. normaliser: None takes the
+        """Another family from a column to some of a converter's targets, normalisers set. normaliser: None takes the
         converter's own, so that ridge is solved in the space in which its skip starts."""
         other = create_converter(
             family,
             student=self.store.layout(column),
-            targets={name: self.converter.targets[name] for name in targets or self.converter.targets},
-            normaliser=normaliser or self.converter.normaliser,
+            targets={name: like.targets[name] for name in targets or like.targets},
+            normaliser=normaliser or like.normaliser,
             options=options,
-            seed=seed,
+            seed=self.seed,
         )
         return set_normalisers(other.to(self.ranks.device), self.store, column=column)
-
-    def candidates(self) -> dict[str, list[Candidate]]:
-        """The converter, then every floor that was asked for; a pixel floor is one converter per target."""
-        return {name: self._candidate(name) for name in (MAIN, *self.asked)}
-
-    def _candidate(self, name: str) -> list[Candidate]:
-        if name in self.trained:
-            return [Candidate(self.trained[name])]
-        if name == "mean":
-            return [Candidate(self.build("constant", normaliser="global"))]
-        if name == "position_mean":
-            return [Candidate(self.build("constant", normaliser="position"))]
-        if name == "ridge":
-            return [Candidate(set_skips(self.build("linear"), self.ridges))]
-        if name == "shuffled":
-            return [Candidate(set_skips(self.build("linear"), self.ridges, pairing=SHUFFLED))]
-        assert name == "pixels", name
-        readers = {
-            PIXELS + target: self.build("linear", PIXELS + target, [target]) for target in self.converter.targets
-        }
-        return [Candidate(set_skips(reader, self.ridges, column=column), column) for column, reader in readers.items()]

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from distill.floors import MAIN
-from distill.table import format_table, number
+from distill.runfolder import RunFolder
+from distill.table import COST, cost_cells, format_table, number
 from shards.column import STUDENT
 from shards.store import FeatureStore
 
+Summary = dict[str, Any]
 SHOWN = ("r2c", "r2", "cos_std", "cka", "nmse", "cosine")
 STANDIN_WARNING = (
     "The backbones are stand-ins: two random layers each, in which pixels alone predict the teacher well. "
@@ -18,32 +20,80 @@ STANDIN_WARNING = (
 )
 
 
-def end_table(summary: dict[str, Any], *, folder: Path, store: Path, notices: Sequence[str] = ()) -> str:
-    """The converter beside its floors on the test clips, its cost, what its clips are, and where things lie."""
+def end_table(
+    summaries: Mapping[str, Summary], folders: Mapping[str, RunFolder], *, store: Path, notices: Sequence[str] = ()
+) -> str:
+    """The contestants beside their floors on the test clips, what sets them apart, their cost, what the clips are, and
+    where things lie."""
+    (name, first), *others = summaries.items()
     lines: list[str] = []
-    for target in summary["targets"]:
-        rows = [row(summary["family"], summary["targets"][target], summary["intervals"][target]["r2c"])]
-        rows += [row(name, found[target]) for name, found in summary["floors"].items() if target in found]
-        lines += ["", f"{target}, {summary['clips']['test']} test clips", ""]
-        lines.append(format_table([MAIN + " / floors", "r2c", "95%", *SHOWN[1:]], rows))
-        gain = summary["gain"].get(target)
-        if gain:
-            lines.append(
-                f"gain over ridge, paired: {number(gain['value'], 4)} ({spread(gain['low'], gain['high'], 4)})"
-            )
-        lines += mark_lines(summary["marks"].get(target, {}))
-    cost = summary["cost"]
-    lines += [
-        "",
-        f"{cost['parameters'] / 1e6:.2f} M parameters, {cost['macs'] / 1e9:.2f} GMAC and "
-        f"{cost['latency_ms']:.0f} ms a clip ({cost['device']}, {cost['threads']} threads, fp32, batch 1, all targets)",
-        "clips: " + ", ".join(f"{count} {name}" for name, count in summary["clips"].items()),
-        *notices,
-    ]
-    if summary["weights"] == "standin":
+    for target in first["targets"]:
+        lines += ["", f"{target}, {first['clips']['test']} test clips", "", target_table(summaries, target)]
+        if others:
+            lines += ["", *standings(summaries, target)]
+        elif gain := first["gain"].get(target):
+            lines.append(f"gain over ridge, paired: {difference(gain)}")
+        lines += mark_lines(first["marks"].get(target, {}))
+    lines += ["", f"cost: {measured(first['cost'])}" if others else cost_line(first["cost"])]
+    lines += ["clips: " + ", ".join(f"{count} {name}" for name, count in first["clips"].items()), *notices]
+    if first["weights"] == "standin":
         lines.append(STANDIN_WARNING)
-    lines += [f"run       {folder}", f"bundle    {folder / 'bundle'}", f"features  {store}"]
-    return "\n".join(lines)
+    lines.append(f"run       {folders[name].path.parent if others else folders[name].path}")
+    lines += [f"bundle    {folder.bundle}" for folder in folders.values()]
+    return "\n".join([*lines, f"features  {store}"])
+
+
+def target_table(summaries: Mapping[str, Summary], target: str) -> str:
+    """The contestants' metrics on a target, then each floor: once where it is the same for all, else by contestant."""
+    names = [summary["family"] for summary in summaries.values()] if len(summaries) == 1 else list(summaries)
+    found = [(summary["targets"][target], summary["intervals"][target]["r2c"]) for summary in summaries.values()]
+    rows = [row(name, *scores) for name, scores in zip(names, found, strict=True)]
+    floors: dict[str, dict[str, dict[str, float | None]]] = {}
+    for name, summary in summaries.items():
+        for floor, by_target in summary["floors"].items():
+            if target in by_target:
+                floors.setdefault(floor, {})[name] = by_target[target]
+    for floor, by_contestant in floors.items():
+        first, *others = by_contestant.values()
+        if all(other == first for other in others):
+            rows.append(row(floor, first))
+        else:
+            rows += [row(f"{name}/{floor}", scores) for name, scores in by_contestant.items()]
+    return format_table([MAIN + " / floors", "r2c", "95%", *SHOWN[1:]], rows)
+
+
+def standings(summaries: Mapping[str, Summary], target: str) -> list[str]:
+    """Every contestant's gain over ridge, the lead that the best r2c has over it on the same clips, and its cost; then
+    where that lead is one: its lower end must be above 0."""
+    scores = {name: summary["targets"][target]["r2c"] for name, summary in summaries.items()}
+    best = max(scores, key=lambda name: float("-inf") if scores[name] is None else scores[name])
+    leads = {rival: found[target] for rival, found in summaries[best]["lead"].items()}
+    rows = []
+    for name, summary in summaries.items():
+        gain, cost = summary["gain"].get(target), summary["cost"]
+        cells = [difference(gain) if gain else "-", difference(leads[name]) if name in leads else ""]
+        rows.append([name, *cells, *cost_cells(cost)])
+    table = format_table(["contestant", "gain over ridge, paired", f"lead of {best}, paired", *COST], rows)
+    better = [rival for rival, found in leads.items() if (found["low"] or 0) > 0]
+    unsure = [rival for rival in leads if rival not in better]
+    verdicts = {"is better than": better, "is not told apart from": unsure}
+    return [table, *(f"{best} {verdict} {', '.join(rivals)}" for verdict, rivals in verdicts.items() if rivals)]
+
+
+def difference(found: Mapping[str, float | None]) -> str:
+    """A paired difference with its interval."""
+    return f"{number(found['value'], 4)} ({spread(found['low'], found['high'], 4)})"
+
+
+def cost_line(cost: Mapping[str, Any]) -> str:
+    return (
+        f"{cost['parameters'] / 1e6:.2f} M parameters, {cost['macs'] / 1e9:.2f} GMAC and "
+        f"{cost['latency_ms']:.0f} ms a clip ({measured(cost)})"
+    )
+
+
+def measured(cost: Mapping[str, Any]) -> str:
+    return f"{cost['device']}, {cost['threads']} threads, fp32, batch 1, all targets"
 
 
 def mark_lines(marks: Mapping[str, str]) -> list[str]:

@@ -1,36 +1,44 @@
-"""Where a resumed run begins, and whether it is the same run."""
+"""What a run saves on its way, where a resumed one begins, and whether it is the same run."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
 
-from distill.runfolder import RunFolder
+from distill.floors import Floors
+from distill.runfolder import RunFolder, newest_checkpoints
+from distill.train import Learner
+from shards.ranks import Ranks
 
+States = Mapping[str, Mapping[str, Tensor]]  # learner -> its state
 FREE = ("run", "train.resume", "train.checkpoint_every", "train.validate_every")  # what a resumed run may change
 
 
 def resume_point(
-    folder: RunFolder, settings: Mapping[str, Any], *, resume: bool
-) -> tuple[int, dict[str, dict[str, Tensor]]]:
-    """(steps done, {learner: state}) from the newest checkpoint; (0, {}) where there is none, or none is wanted.
+    folders: Mapping[str, RunFolder], settings: Mapping[str, Mapping[str, Any]], *, resume: bool
+) -> tuple[int, dict[str, States]]:
+    """(steps done, {contestant: {learner: state}}) from the newest checkpoint that all contestants have; (0, {}) where
+    there is none, or none is wanted.
 
-    settings: of this run, see `flatten`. Raises ValueError where the checkpoint was written under others.
+    settings: of each contestant's run, see `flatten`. Raises ValueError where a checkpoint was written under others.
     """
-    found = folder.newest_checkpoint() if resume else None
+    found = newest_checkpoints(list(folders.values())) if resume else None
     if found is None:
         return 0, {}
-    record, states = found
-    theirs = record["settings"]
-    changed = [key for key in sorted({*settings, *theirs}) if settings.get(key) != theirs.get(key)]
+    for (name, folder), (record, _) in zip(folders.items(), found, strict=True):
+        refuse_other_settings(folder, settings[name], record["settings"])
+    return found[0][0]["step"], {name: states for name, (_, states) in zip(folders, found, strict=True)}
+
+
+def refuse_other_settings(folder: RunFolder, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
+    changed = [key for key in sorted({*ours, *theirs}) if ours.get(key) != theirs.get(key)]
     if changed:
-        listed = "; ".join(f"{key} was {theirs.get(key)}, now {settings.get(key)}" for key in changed)
+        listed = "; ".join(f"{key} was {theirs.get(key)}, now {ours.get(key)}" for key in changed)
         raise ValueError(
             f"{folder.path} was started with other settings: {listed}. Give the old ones, or a new run.name"
         )
-    return record["step"], states
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -45,3 +53,26 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[path] = value
     return flat
+
+
+def saver(
+    learners: Sequence[Learner],
+    floors: Floors,
+    folders: Mapping[str, RunFolder],
+    settings: Mapping[str, Mapping[str, Any]],
+    ranks: Ranks,
+) -> Callable[[int], None]:
+    """What writes a checkpoint into every folder, with all that its contestant needs to go on alone; every rank must
+    call it."""
+
+    def save(step: int) -> None:
+        states = {learner.name: learner.engine.state() for learner in learners}
+
+        def write() -> None:
+            for name, folder in folders.items():
+                record = {"settings": settings[name], "world": ranks.world}
+                folder.save_checkpoint(step, floors.part(name, states), record)
+
+        ranks.first(write)
+
+    return save

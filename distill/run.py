@@ -9,25 +9,24 @@ import logging
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from converters import Converter, create_converter, list_converters
 from distill.cost import measure_cost
 from distill.engine import Engine, load_parameters
 from distill.evaluate import score, space_digest, summarise
-from distill.floors import MAIN, MLP_QUERIES, Floors
+from distill.floors import MAIN, Floors
 from distill.objective import TERMS, Objective
 from distill.report import end_table, model_card
-from distill.resume import flatten, resume_point
+from distill.resume import States, flatten, resume_point, saver
 from distill.runfolder import RunFolder, timestamp
 from distill.selection import choose_weights, validation_r2c
 from distill.train import Learner, NotFinite, Stopped, StopRequest, sampled_positions, train
 from recipes.check import RecipeError
 from recipes.compose import load_recipe, to_yaml
+from recipes.contest import contestants, keyed_converters, run_base
 from recipes.schema import Recipe
 from shards.column import STUDENT
 from shards.features import Features, notices, plan_features
@@ -64,112 +63,114 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def distill(recipe: Recipe, ranks: Ranks) -> dict[str, Any]:
-    """The whole job, top to bottom. Returns the summary."""
+def distill(recipe: Recipe, ranks: Ranks) -> dict[str, dict[str, Any]]:
+    """The whole job, top to bottom, for all contestants of a recipe; a plain one is a contest of one. Returns their
+    summaries."""
     say = print if ranks.main else (lambda text: None)
     say(f"{recipe.recipe}: {ranks.world} rank(s) on {ranks.device}, {torch.get_num_threads()} threads each")
-    folder = open_folder(recipe, ranks)
+    folders, recipes = open_folders(recipe, ranks), contestants(recipe)
 
     features = plan_features(recipe, ranks, say=say)
-    converter = build_converter(recipe, features)  # before the work, so that a wrong option costs nothing
+    converters = build_converters(recipes, features)  # before the work, so that a wrong option costs nothing
     store = features.extract()
     check_splits(store)
-    settings = flatten(asdict(recipe)) | flatten(store.digests, "features.")  # what a resumed run must agree in
-    start, states = resume_point(folder, settings, resume=recipe.train.resume == "auto")
-    folder.rewind(start)
-    folder.write("recipe.yaml", to_yaml(recipe))
+    # what a resumed run must agree in
+    settings = {name: flatten(asdict(own)) | flatten(store.digests, "features.") for name, own in recipes.items()}
+    start, states = resume_point(folders, settings, resume=recipe.train.resume == "auto")
+    for name, folder in folders.items():
+        folder.rewind(start)
+        folder.write("recipe.yaml", to_yaml(recipes[name]))
 
-    floors = Floors(converter, store, asked=recipe.evaluate.floors, seed=recipe.train.seed, ranks=ranks)
-    learners = build_learners(recipe, floors.trained, states, ranks)
-    save = saver(learners, folder, {"settings": settings, "world": ranks.world}, ranks)
+    floors = Floors(converters, store, asked=recipe.evaluate.floors, seed=recipe.train.seed, ranks=ranks)
+    learners = build_learners(recipe, floors, states, ranks)
+    save = saver(learners, floors, folders, settings, ranks)
     try:
-        train_converters(recipe, learners, floors.trained, store, folder, ranks, start=start, save=save)
+        train_converters(recipe, learners, floors, folders, ranks, start=start, save=save)
     except Stopped as stopped:
-        say(f"{stopped}; continue with the same command and train.resume=auto run.name={folder.path.name}")
+        say(f"{stopped}; continue with the same command and train.resume=auto run.name={folder.run}")
         raise
 
-    summary = evaluate(recipe, floors, store, ranks)
+    summaries = evaluate(recipes, floors, ranks)
     if ranks.main:
-        converter.cpu().save(folder.bundle, card=model_card(summary, store))
-        folder.write("summary.json", summary)
-        print(end_table(summary, folder=folder.path, store=features.path, notices=notices(store)))
-    folder.close()
-    return summary
+        for name, folder in folders.items():
+            converters[name].cpu().save(folder.bundle, card=model_card(summaries[name], store))
+            folder.write("summary.json", summaries[name])
+        print(end_table(summaries, folders, store=features.path, notices=notices(store)))
+    for folder in folders.values():
+        folder.close()
+    return summaries
 
 
-def open_folder(recipe: Recipe, ranks: Ranks) -> RunFolder:
-    """The run's folder, named by rank 0."""
-    base = Path(recipe.run.dir or Path("runs") / recipe.recipe)
-    path = base / ranks.text(recipe.run.name or timestamp())
-    return RunFolder.open(path, resume=recipe.train.resume == "auto", ranks=ranks)
+def open_folders(recipe: Recipe, ranks: Ranks) -> dict[str, RunFolder]:
+    """The run's folder, named by rank 0, or in it one for every contestant."""
+    path = run_base(recipe) / ranks.text(recipe.run.name or timestamp())
+    resume = recipe.train.resume == "auto"
+    parts = {name: name if recipe.contest else None for name in contestants(recipe)}
+    return {name: RunFolder.open(path, part=part, resume=resume, ranks=ranks) for name, part in parts.items()}
 
 
-def build_converter(recipe: Recipe, features: Features) -> Converter:
-    """The converter of the recipe, not yet fitted, on this rank's device."""
-    layouts = features.layouts
-    return create_converter(
-        recipe.converter.family,
-        student=layouts[STUDENT],
-        targets={name: layouts[name].keeping(spec.special) for name, spec in recipe.targets.items()},
-        skip=recipe.converter.skip,
-        normaliser=recipe.converter.normaliser,
-        options=recipe.converter.options,
-        seed=recipe.train.seed,
-    ).to(features.ranks.device)
+def build_converters(recipes: Mapping[str, Recipe], features: Features) -> dict[str, Converter]:
+    """The contestants' converters, not yet fitted, on this rank's device."""
+    layouts, found = features.layouts, {}
+    for name, recipe in recipes.items():
+        spec = recipe.converter
+        assert spec is not None, name
+        try:
+            converter = create_converter(
+                spec.family,
+                student=layouts[STUDENT],
+                targets={target: layouts[target].keeping(at.special) for target, at in recipe.targets.items()},
+                skip=spec.skip,
+                normaliser=spec.normaliser,
+                options=spec.options,
+                seed=recipe.train.seed,
+            )
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
+        found[name] = converter.to(features.ranks.device)
+    return found
 
 
-def build_learners(
-    recipe: Recipe, converters: Mapping[str, Converter], states: Mapping[str, Mapping[str, Tensor]], ranks: Ranks
-) -> list[Learner]:
-    """A learner for every converter, from its state in a checkpoint where there is one."""
+def build_learners(recipe: Recipe, floors: Floors, saved: Mapping[str, States], ranks: Ranks) -> list[Learner]:
+    """A learner for every converter, from its state in a checkpoint where there is one. saved: by contestant."""
     setting = recipe.train
     weights = {term: getattr(recipe.objective, term) for term in TERMS}
+    states = floors.joined(saved)
     learners = []
-    for name, converter in converters.items():
+    for name, converter in floors.trained.items():
         objective = Objective(converter, weights=weights, gram_tokens=recipe.objective.gram_tokens)
         if name in states:
             load_parameters(objective, states[name])
         engine = build_engine(recipe, objective, ranks)
         if name in states:
             engine.restore(states[name])
-        count = MLP_QUERIES if name == "mlp" else setting.queries
+        count = floors.queries(name, setting.queries)
         positions = sampled_positions(converter.targets, count=count, seed=setting.seed)
         learners.append(Learner(name, engine, positions))
     return learners
 
 
-def saver(
-    learners: Sequence[Learner], folder: RunFolder, record: Mapping[str, Any], ranks: Ranks
-) -> Callable[[int], None]:
-    """What writes a checkpoint; every rank must call it."""
-
-    def save(step: int) -> None:
-        states = {learner.name: learner.engine.state() for learner in learners}
-        ranks.first(lambda: folder.save_checkpoint(step, states, record))
-
-    return save
-
-
 def train_converters(
     recipe: Recipe,
     learners: Sequence[Learner],
-    converters: Mapping[str, Converter],
-    store: FeatureStore,
-    folder: RunFolder,
+    floors: Floors,
+    folders: Mapping[str, RunFolder],
     ranks: Ranks,
     *,
     start: int,
     save: Callable[[int], None],
 ) -> None:
     """Trains all converters from one read of the data, and leaves each with the weights that are better on val."""
-    setting = recipe.train
+    setting, store = recipe.train, floors.store
 
     def report(step: int, losses: dict[str, dict[str, float]]) -> None:
-        folder.log_losses(step, losses, main=MAIN)
+        for name, folder in folders.items():
+            folder.log_losses(step, floors.part(name, losses), main=MAIN)
 
     def validate(step: int) -> None:
-        found = validation_r2c({MAIN: converters[MAIN]}, store, queries=setting.queries, ranks=ranks)
-        folder.log_scores(step, "val", "r2c", found[MAIN])
+        found = validation_r2c(floors.contestants, store, queries=setting.queries, ranks=ranks)
+        for name, folder in folders.items():
+            folder.log_scores(step, "val", "r2c", found[name])
 
     with read_batches(recipe, store, ranks) as reader, StopRequest() as asked_to_stop:
         train(
@@ -186,11 +187,13 @@ def train_converters(
             validate_every=setting.validate_every,
             asked_to_stop=asked_to_stop,
         )
-    chosen = choose_weights(learners, converters, store, queries=setting.queries, ranks=ranks)
-    for name, (which, found) in chosen.items():
-        folder.log_scores(setting.steps, "val", "r2c", found, converter=None if name == MAIN else name, weights=which)
-        if ranks.main:
-            print(f"{name}: {which} weights, chosen on val")
+    chosen = choose_weights(learners, floors.trained, store, queries=setting.queries, ranks=ranks)
+    for contestant, folder in folders.items():
+        for name, (which, found) in floors.part(contestant, chosen).items():
+            learner = None if name == MAIN else name
+            folder.log_scores(setting.steps, "val", "r2c", found, converter=learner, weights=which)
+    if ranks.main:
+        print(*(f"{name}: {which} weights, chosen on val" for name, (which, _) in chosen.items()), sep="\n")
 
 
 def read_batches(recipe: Recipe, store: FeatureStore, ranks: Ranks) -> BatchReader:
@@ -233,30 +236,38 @@ def build_engine(recipe: Recipe, objective: Objective, ranks: Ranks) -> Engine:
     )
 
 
-def evaluate(recipe: Recipe, floors: Floors, store: FeatureStore, ranks: Ranks) -> dict[str, Any]:
-    """summary.json: the converter beside its floors on the test clips, its cost, and what it all rests on."""
-    test, asked = store.indices("test"), recipe.evaluate
-    candidates = floors.candidates()
+def evaluate(recipes: Mapping[str, Recipe], floors: Floors, ranks: Ranks) -> dict[str, dict[str, Any]]:
+    """summary.json of every contestant: the converter beside its floors on the test clips, its lead over the others,
+    its cost, and what it all rests on."""
+    store, asked = floors.store, next(iter(recipes.values())).evaluate
+    test, candidates = store.indices("test"), floors.candidates()
     scores = score(store, test, candidates, ranks=ranks, cka_positions=asked.cka_positions, task="evaluate on test")
     groups = [store.groups[index] for index in test]
     clips = {split: len(store.indices(split)) for split in ("train", "val", "test")}
-    return summarise(scores, converter=MAIN, groups=groups, resamples=asked.bootstrap) | {
-        "recipe": recipe.recipe,
-        "family": recipe.converter.family,
-        "weights": recipe.backbones.weights,
-        "cost": measure_cost(floors.converter, device=ranks.device),
-        "head": None,
-        "clips": clips | {"refused": len(store.refused)},
-        "digests": store.digests | {"normaliser": space_digest(store, floors.converter.targets)},
-    }
+    summaries = {}
+    for name, recipe in recipes.items():
+        own, rivals = floors.part(name, scores), {other: scores[other] for other in recipes if other != name}
+        found = summarise(own, converter=MAIN, groups=groups, resamples=asked.bootstrap, rivals=rivals)
+        converter = floors.contestants[name]
+        summaries[name] = found | {
+            "recipe": recipe.recipe,
+            "family": converter.family,
+            "weights": recipe.backbones.weights,
+            "cost": measure_cost(converter, device=ranks.device),
+            "head": None,
+            "clips": clips | {"refused": len(store.refused)},
+            "digests": store.digests | {"normaliser": space_digest(store, converter.targets)},
+        }
+    return summaries
 
 
 def unknown_names(recipe: Recipe) -> list[str]:
     """What only the registries know to be wrong with a recipe."""
     problems = []
-    if recipe.converter.family not in list_converters():
-        families = ", ".join(list_converters())
-        problems.append(f"converter.family: {recipe.converter.family!r} is no family; there are {families}")
+    for key, converter in keyed_converters(recipe).items():
+        if converter.family not in list_converters():
+            families = ", ".join(list_converters())
+            problems.append(f"{key}.family: {converter.family!r} is no family; there are {families}")
     for key, spec in {"student": recipe.student, **{f"targets.{n}": t for n, t in recipe.targets.items()}}.items():
         if spec.backbone not in list_backbones():
             problems.append(

@@ -7,7 +7,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -20,30 +20,39 @@ from shards.disk import commit, sync_folder, write_atomically
 from shards.ranks import Ranks
 
 KEPT_CHECKPOINTS = 2
+Checkpoint = tuple[dict[str, Any], dict[str, dict[str, Tensor]]]  # record, {learner: state}
 log = logging.getLogger(__name__)
 
 
 class RunFolder:
-    """`path` with its files. Rank 0 writes; every rank may read."""
+    """`path` with its files, and the name of the run to which it belongs. Rank 0 writes; every rank may read."""
 
-    def __init__(self, path: Path, *, writes: bool = True) -> None:
-        self.path, self.writes = path, writes
+    def __init__(self, path: Path, *, run: str | None = None, writes: bool = True) -> None:
+        self.path, self.run, self.writes = path, run or path.name, writes
         self.metrics = path / "metrics.jsonl"
         self.checkpoints = path / "checkpoints"
         self.bundle = path / "bundle"
         self._journal: TextIO | None = None
 
     @classmethod
-    def open(cls, path: Path, *, resume: bool, ranks: Ranks) -> RunFolder:
-        """A new folder, or with `resume` one that may exist. Raises FileExistsError for any other that is not empty."""
+    def open(cls, path: Path, *, part: str | None = None, resume: bool, ranks: Ranks) -> RunFolder:
+        """The folder of the run at `path`, or of its contestant `part`: a new one, or with `resume` one that may exist.
+
+        Raises FileExistsError for any other run that holds a file, and for a contestant who comes to a run that has
+        saved others: they would all start again with it.
+        """
+        own = path / part if part else path
 
         def make() -> None:
-            if ranks.main and not resume and path.is_dir() and any(path.iterdir()):
+            if ranks.main and not resume and any(not file.is_dir() for file in path.rglob("*")):
                 raise FileExistsError(f"{path} exists; choose another run.name, or continue it with train.resume=auto")
-            path.mkdir(parents=True, exist_ok=True)
+            others = part and not (own / "recipe.yaml").exists() and any(path.glob("*/checkpoints/step-*"))
+            if ranks.main and others:
+                raise FileExistsError(f"{path} was started without {part}; continue it so, or choose another run.name")
+            own.mkdir(parents=True, exist_ok=True)
 
         ranks.first(make)
-        return cls(path, writes=ranks.main)
+        return cls(own, run=path.name, writes=ranks.main)
 
     # --- metrics.jsonl
 
@@ -141,7 +150,7 @@ class RunFolder:
             shutil.rmtree(temporary, ignore_errors=True)
             raise OSError(
                 f"{final} cannot be written ({error}); free the disk, then continue with train.resume=auto "
-                f"run.name={self.path.name}"
+                f"run.name={self.run}"
             ) from error
         for old in self.saved()[:-KEPT_CHECKPOINTS]:
             shutil.rmtree(old)
@@ -150,22 +159,30 @@ class RunFolder:
         """Complete checkpoints, oldest first."""
         return sorted(self.checkpoints.glob("step-*")) if self.checkpoints.exists() else []
 
-    def newest_checkpoint(self) -> tuple[dict[str, Any], dict[str, dict[str, Tensor]]] | None:
-        """(record, {learner: state}) of the newest checkpoint that is whole, or None where there is none at all.
 
-        Raises ValueError where all are damaged.
-        """
-        saved = self.saved()
-        for path in reversed(saved):
-            try:
-                return read_checkpoint(path)
-            except (OSError, ValueError, SafetensorError) as error:
-                log.warning("%s is damaged (%s); it is passed over", path, error)
-        if saved:
-            raise ValueError(
-                f"{self.checkpoints}: all {len(saved)} checkpoints are damaged; delete the folder to start from step 0"
-            )
+def newest_checkpoints(folders: Sequence[RunFolder]) -> list[Checkpoint] | None:
+    """Of every folder the checkpoint of the newest step that all of them have whole, since a run may be killed between
+    saving in one and in the next; None where one has none at all: nothing has been saved in all of them yet.
+
+    Raises ValueError where there are checkpoints, but no step of which all are whole.
+    """
+    saved = [{path.name: path for path in folder.saved()} for folder in folders]
+    if not all(saved):
         return None
+    for name in sorted(set.intersection(*(set(paths) for paths in saved)), reverse=True):
+        try:
+            return [read_checkpoint(path := paths[name]) for paths in saved]
+        except (OSError, ValueError, SafetensorError) as error:
+            log.warning("%s is damaged (%s); it is passed over", path, error)
+    count = sum(map(len, saved))
+    if len(folders) == 1:
+        rule = f"all {count} checkpoints are damaged; delete the folder to start from step 0"
+        raise ValueError(f"{folders[0].checkpoints}: {rule}")
+    names = ", ".join(folder.path.name for folder in folders)
+    raise ValueError(
+        f"{folders[0].path.parent}: of its {count} checkpoints no step is whole for all of {names}; continue one of "
+        f"them with recipe={folders[0].path / 'recipe.yaml'}, or start anew with another run.name"
+    )
 
 
 def checkpoint_name(step: int) -> str:
@@ -186,7 +203,7 @@ def write_checkpoint(folder: Path, states: Mapping[str, Mapping[str, Tensor]], r
     sync_folder(folder)
 
 
-def read_checkpoint(folder: Path) -> tuple[dict[str, Any], dict[str, dict[str, Tensor]]]:
+def read_checkpoint(folder: Path) -> Checkpoint:
     """(record, {learner: state}). Raises OSError, ValueError or SafetensorError where it is not as it was written."""
     record = json.loads((folder / "record.json").read_text())
     if not isinstance(record, dict) or {"step", "settings", "learners"} - set(record):

@@ -12,10 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from distill.table import format_table, number
+from distill.table import COST, cost_cells, format_table, number
 
 MUST_AGREE = ("split", "view", "data", "normaliser")
-COST = ("M params", "GMAC", "ms/clip")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -91,10 +90,6 @@ def best_of(values: Sequence[float | None], metric: str) -> float | None:
 
 def cell(value: float | None, best: float | None = None) -> str:
     return number(value) + ("*" if value is not None and value == best else "")
-
-
-def cost_cells(cost: dict[str, Any]) -> list[str]:
-    return [f"{cost['parameters'] / 1e6:.2f}", f"{cost['macs'] / 1e9:.2f}", f"{cost['latency_ms']:.0f}"]
 
 
 if __name__ == "__main__":

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+
+COST = ("M params", "GMAC", "ms/clip")
 
 
 def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -23,3 +25,8 @@ def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def number(value: float | None, digits: int = 3) -> str:
     """A number of a summary; those that could not be had are a dash."""
     return "-" if value is None else f"{value:.{digits}f}"
+
+
+def cost_cells(cost: Mapping[str, float]) -> list[str]:
+    """A summary's cost under the columns of COST."""
+    return [f"{cost['parameters'] / 1e6:.2f}", f"{cost['macs'] / 1e9:.2f}", f"{cost['latency_ms']:.0f}"]

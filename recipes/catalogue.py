@@ -9,6 +9,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, get_type_hints
 
+from recipes.keys import bare
 from recipes.schema import Recipe
 
 FOLDER = Path(__file__).resolve().parent
@@ -56,11 +57,12 @@ def help_text(program: str, folder: Path = FOLDER) -> str:
         lines += [f"  {group}=", *_table(options)]
     lines += ["", "Keys and their defaults (recipes/schema.py says what each means):"]
     for section, kind in get_type_hints(Recipe).items():
-        if is_dataclass(kind):
-            lines += [f"{INDENT}{section}: {' '.join(_defaults(kind))}"]
-    lines += [f"{INDENT}targets.NAME: as student", "", "Examples:"]
+        if is_dataclass(inner := bare(kind)):
+            lines += [f"{INDENT}{section}: {' '.join(_defaults(inner))}"]
+    lines += [f"{INDENT}targets.NAME: as student", f"{INDENT}contest.NAME: as converter", "", "Examples:"]
     lines += [f"{INDENT}{program} recipe=perceiver_videomae data=folder data.root=DIR"]
     lines += [f"{INDENT}{program} recipe=perceiver_all targets=[videomae,vivit] train.steps=200"]
+    lines += [f"{INDENT}{program} recipe=contest_videomae contest=[perceiver,mamba] contest.mamba.skip=none"]
     return "\n".join(lines)
 
 

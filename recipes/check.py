@@ -13,7 +13,8 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from recipes.keys import hint, paths, whole_targets
+from recipes.contest import CONTEST, keyed_converters
+from recipes.keys import NAMED, hint, paths, whole_entries
 from recipes.schema import Recipe
 
 WEIGHTS = ("standin", "pretrained")  # anything else is a folder
@@ -21,6 +22,8 @@ NEEDS = {"demo": (), "folder": ("root",), "csv": ("csv",), "webdataset": ("tars"
 READS = {"demo": (), "folder": ("root",), "csv": ("csv", "root"), "webdataset": ("tars",)}
 COLUMN = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}")  # as converters.converter.NAME
 TAKEN = ("clips", "student")  # folders of a feature store
+FLOORS = ("mean", "position_mean", "pixels", "ridge", "skip", "mlp", "shuffled")  # they stand beside the contestants
+PARTS = ("checkpoints", "bundle")  # folders of a run
 
 Tree = dict[str, Any]
 
@@ -59,11 +62,13 @@ def validate(tree: Mapping[str, Any]) -> tuple[Recipe | None, list[str]]:
     """The recipe that a plain tree describes and all that is wrong with it. The recipe is None where a required key
     is missing or wrong; else wrong keys have been left out of it, so that the rest can be checked too.
     """
-    try:
-        return _adapter().validate_json(json.dumps(tree)), []  # JSON mode: strict types, and mappings for dataclasses
+    problems: list[str] = []
+    if not tree.get("converter") and not tree.get("contest"):
+        problems.append("converter: required where there is no contest; choose converter=NAME, or contest=[NAME,NAME]")
+    try:  # JSON mode: strict types, and mappings for dataclasses
+        return _adapter().validate_json(json.dumps(tree)), problems
     except ValidationError as error:
         details = error.errors(include_url=False)
-    problems: list[str] = []
     rest = deepcopy(dict(tree))
     for detail in details:
         problems += _sentences(detail, tree)
@@ -81,15 +86,23 @@ def _sentences(detail: Mapping[str, Any], tree: Mapping[str, Any]) -> list[str]:
     if kind == "unexpected_keyword_argument":
         return [f"{leaf}: unknown key{hint(leaf, paths(tree))}" for leaf in _leaves(path, value)]
     if kind == "missing":
-        section, _, key = path.rpartition(".")
-        near = (
-            hint(section.removeprefix("targets."), whole_targets(tree), prefix="targets.") if key == "backbone" else ""
-        )
-        rule = f"unknown target{near} A new one needs {path}" if near else "required, and it has no default"
-        return [f"{section if near else path}: {rule}"]
+        return [_missing(path, tree)]
     rule = WORDS.get(kind, detail["msg"]).format(**context)
     near = hint(str(value), re.findall(r"'([^']*)'", rule)) if kind == "literal_error" else ""
     return [f"{path or 'recipe'}: {rule}, got {shorten(json.dumps(value, ensure_ascii=False))}{near}"]
+
+
+def _missing(path: str, tree: Mapping[str, Any]) -> str:
+    """A required key is not there: because its section is unfinished, or because of what the section was called."""
+    section, _, key = path.rpartition(".")
+    group, _, name = section.partition(".")
+    if path == "converter.family" and (names := whole_entries(tree, "contest")):
+        places = " or ".join(CONTEST + each for each in names)
+        return f"converter: this recipe is a contest, and each contestant has a converter; write {places} instead"
+    near = hint(name, whole_entries(tree, group), prefix=f"{group}.") if name and NAMED.get(group) == key else ""
+    if near:
+        return f"{section}: unknown {'target' if group == 'targets' else 'contestant'}{near} A new one needs {path}"
+    return f"{path}: required, and it has no default"
 
 
 def shorten(text: str, limit: int = 80) -> str:
@@ -120,7 +133,7 @@ def check(recipe: Recipe) -> list[str]:
 
     Each sentence names the key, its value, the rule and what to change.
     """
-    return [*_check_data(recipe), *_check_models(recipe), *_check_training(recipe)]
+    return [*_check_data(recipe), *_check_models(recipe), *_check_converters(recipe), *_check_training(recipe)]
 
 
 def _check_data(recipe: Recipe) -> Iterator[str]:
@@ -163,14 +176,24 @@ def _check_models(recipe: Recipe) -> Iterator[str]:
             yield f"{place}.weights={value} {rule}{hint(value, WEIGHTS)}"
     for place, entry in models.items():
         yield from _check_repeats(f"{place}.special", entry.special)
-    options = {f"{place}.options": entry.options for place, entry in models.items()}
-    for place, values in (options | {"converter.options": recipe.converter.options}).items():
-        for path, number in _numbers(place, values):
-            if not isfinite(number):
-                yield f"{path}={number}: must be a finite number"
-    width, heads = (recipe.converter.options.get(key) for key in ("width", "heads"))
-    if type(width) is int and type(heads) is int and (heads < 1 or width % heads):
-        yield f"converter.options.width={width} must divide by converter.options.heads={heads}"
+        yield from _check_finite(f"{place}.options", entry.options)
+
+
+def _check_converters(recipe: Recipe) -> Iterator[str]:
+    if recipe.converter and recipe.contest:
+        both = f"contest ({', '.join(recipe.contest)}) and converter ({recipe.converter.family})"
+        yield f"{both} are both given, and a recipe has one of them; choose a contest_ recipe, or leave contest out"
+    for name in recipe.contest:
+        if not COLUMN.fullmatch(name):
+            yield f"{CONTEST}{name}: it names a folder of the run; use letters, digits, _ and -, a letter first"
+        if name in (*FLOORS, *PARTS):
+            rule = "is a floor's" if name in FLOORS else "is that of a run's own folder"
+            yield f"{CONTEST}{name}: the name {rule}; choose another name"
+    for place, entry in keyed_converters(recipe).items():
+        yield from _check_finite(f"{place}.options", entry.options)
+        width, heads = (entry.options.get(key) for key in ("width", "heads"))
+        if type(width) is int and type(heads) is int and (heads < 1 or width % heads):
+            yield f"{place}.options.width={width} must divide by {place}.options.heads={heads}"
 
 
 def _check_training(recipe: Recipe) -> Iterator[str]:
@@ -197,6 +220,12 @@ def _check_training(recipe: Recipe) -> Iterator[str]:
 def _check_repeats(path: str, names: list[Any]) -> Iterator[str]:
     for name in sorted({name for name in names if names.count(name) > 1}):
         yield f"{path}: {name} stands there {names.count(name)} times; once is enough"
+
+
+def _check_finite(place: str, options: Mapping[str, Any]) -> Iterator[str]:
+    for path, number in _numbers(place, options):
+        if not isfinite(number):
+            yield f"{path}={number}: must be a finite number"
 
 
 def _numbers(path: str, value: Any) -> Iterator[tuple[str, float]]:

@@ -22,11 +22,12 @@ from omegaconf.errors import OmegaConfBaseException
 
 from recipes.catalogue import FOLDER, find_groups, find_recipes, help_text, unknown
 from recipes.check import RecipeError, Tree, check, shorten, validate
+from recipes.contest import keyed_converters
 from recipes.keys import is_text
 from recipes.schema import Recipe
 
 KEY = re.compile(r"[A-Za-z_][\w-]*(\.[\w-]+)*")
-MULTIPLE = ("targets",)  # groups of which several options may be chosen
+MULTIPLE = ("contest", "targets")  # groups of which several options may be chosen
 FLOAT = re.compile(r"[-+]?\d[\d_]*(\.[\d_]*)?[eE][-+]?\d+")
 
 
@@ -96,12 +97,13 @@ def to_yaml(recipe: Recipe) -> str:
 
 def describe(recipe: Recipe) -> str:
     """What will be done, in three lines for a person."""
-    data, train, family = recipe.data, recipe.train, recipe.converter
+    data, train = recipe.data, recipe.train
+    families = ", ".join(f"{spec.family} (skip {spec.skip})" for spec in keyed_converters(recipe).values())
     source = {"demo": f"{data.clips} rendered clips", "folder": data.root, "csv": data.csv, "webdataset": data.tars}
     return "\n".join(
         [
-            f"{recipe.recipe}: {recipe.student.backbone} -> {', '.join(recipe.targets)} by {family.family}"
-            f" (skip {family.skip}), weights {recipe.backbones.weights}",
+            f"{recipe.recipe}: {recipe.student.backbone} -> {', '.join(recipe.targets)} by {families},"
+            f" weights {recipe.backbones.weights}",
             f"clips: {data.source}, {source[data.source]}",
             f"training: {train.steps} steps of {train.batch} clips, lr {train.lr:g}, ZeRO {recipe.engine.zero}",
         ]
@@ -179,6 +181,10 @@ def _compose(name: str, groups: dict[str, str], folder: Path) -> Tree:
             config = compose(name, overrides=[f"{group}={option}" for group, option in groups.items()])
         tree = OmegaConf.to_container(config, resolve=True, throw_on_missing=False)
     except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
+        refused = re.match(r"Could not override '(\w+)'", str(error))
+        if refused and (group := refused[1]) in groups:
+            rule = f"{name} chooses no {group}, so there is none to replace; take a recipe that does"
+            raise RecipeError(f"recipe {name} has 1 problem", [f"{group}={groups[group]}: {rule}"]) from None
         raise RecipeError(f"{recipes[name].name} does not compose", [str(error).strip()]) from error
     if not isinstance(tree, dict):
         raise RecipeError(f"{recipes[name].name} does not compose", ["it must be a mapping of sections"])

@@ -10,15 +10,17 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 
 from recipes.schema import Recipe
 
+NAMED = {"targets": "backbone", "contest": "family"}  # sections whose entries a user names -> the key each must have
+
 
 def kind_of(path: str) -> Any:
     """The schema's type at a dotted path, without `| None`; None where the schema has no such key."""
     kind: Any = Recipe
     for step in path.split("."):
         if is_dataclass(kind):
-            kind = _bare(get_type_hints(kind).get(step))
+            kind = bare(get_type_hints(kind).get(step))
         elif get_origin(kind) is dict:
-            kind = _bare(get_args(kind)[1])
+            kind = bare(get_args(kind)[1])
         else:
             return None
     return kind
@@ -31,25 +33,26 @@ def is_text(path: str) -> bool:
 
 
 def paths(tree: Mapping[str, Any], kind: Any = Recipe, prefix: str = "") -> list[str]:
-    """All dotted paths that the schema knows, with the target names that this tree has."""
+    """All dotted paths that the schema knows, with the names of targets and contestants that this tree has."""
     found: list[str] = []
     hints = get_type_hints(kind)
     for entry in fields(kind):
-        inner, path = _bare(hints[entry.name]), f"{prefix}{entry.name}"
+        inner, path = bare(hints[entry.name]), f"{prefix}{entry.name}"
         found.append(path)
         if is_dataclass(inner):
             found += paths({}, inner, f"{path}.")
-        elif entry.name == "targets":
-            for name in whole_targets(tree):
+        elif entry.name in NAMED:
+            for name in whole_entries(tree, entry.name):
                 found += [f"{path}.{name}", *paths({}, get_args(inner)[1], f"{path}.{name}.")]
     return found
 
 
-def whole_targets(tree: Mapping[str, Any]) -> list[str]:
-    """Names of the targets that have a backbone; the others are misspelled or unfinished."""
-    targets = tree.get("targets")
-    entries = targets.items() if isinstance(targets, dict) else ()
-    return [str(name) for name, entry in entries if isinstance(entry, dict) and "backbone" in entry]
+def whole_entries(tree: Mapping[str, Any], section: str) -> list[str]:
+    """Names in a section of NAMED whose entries have the key that each must have; the others are misspelled or
+    unfinished."""
+    found = tree.get(section)
+    entries = found.items() if isinstance(found, dict) else ()
+    return [str(name) for name, entry in entries if isinstance(entry, dict) and NAMED[section] in entry]
 
 
 def hint(name: str, valid: Iterable[str], *, prefix: str = "") -> str:
@@ -71,10 +74,10 @@ def hint(name: str, valid: Iterable[str], *, prefix: str = "") -> str:
     return f"; did you mean {prefix}{near}?" if near and likeness(near) >= 0.6 else ""
 
 
-def _bare(kind: Any) -> Any:
+def bare(kind: Any) -> Any:
     """The type without Annotated and without `| None`."""
     if get_origin(kind) is Annotated:
-        return _bare(get_args(kind)[0])
+        return bare(get_args(kind)[0])
     if get_origin(kind) in (Union, UnionType):
-        return _bare(next(option for option in get_args(kind) if option is not NoneType))
+        return bare(next(option for option in get_args(kind) if option is not NoneType))
     return kind

@@ -149,7 +149,8 @@ class Recipe:
     data: Data
     student: Backbone
     targets: dict[str, Backbone]
-    converter: ConverterSpec
+    converter: ConverterSpec | None = None  # either this one,
+    contest: dict[str, ConverterSpec] = field(default_factory=dict)  # or several: name -> one (recipes.contest)
     run: Run = field(default_factory=Run)
     store: Store = field(default_factory=Store)
     backbones: Backbones = field(default_factory=Backbones)

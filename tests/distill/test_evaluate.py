@@ -112,9 +112,18 @@ def test_summary_has_every_metric_and_is_json(teacher: torch.Tensor) -> None:
     assert set(summary["targets"]["x"]) == set(METRICS) and set(summary["floors"]) == {"mean"}
     assert summary["targets"]["x"]["cka"] is None  # three clips are too few
     assert set(summary["intervals"]["x"]) == set(METRICS) - {"cka"}
-    assert summary["gain"] == {} and summary["references"] == {}
+    assert summary["gain"] == {} and summary["references"] == {} and summary["lead"] == {}
     assert summary["marks"]["x"]["r2c"] == "3 test clips, 8 needed"
     json.dumps(summary, allow_nan=False)
+
+
+def test_the_lead_is_that_over_each_rival_on_the_same_clips(teacher: torch.Tensor) -> None:
+    near, far = (alignment(noise * normal(20, TOKENS, WIDTH, seed=4), teacher) for noise in (0.1, 0.5))
+    groups = [f"g{clip}" for clip in range(20)]
+    found = summarise({"a": {"x": near}}, converter="a", groups=groups, resamples=50, rivals={"b": {"x": far}})
+    weights = group_weights(groups, resamples=50)
+    assert found["lead"] == {"b": {"x": paired_gain(near, far, weights)}}
+    assert found["lead"]["b"]["x"]["low"] > 0 and "b" not in found["floors"]
 
 
 def test_marks() -> None:

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from distill.report import STANDIN_WARNING, end_table, model_card
+from distill.runfolder import RunFolder
 from distill.table import format_table, number
 
 METRICS = {"r2c": 0.8, "r2": 0.85, "cos_std": 0.9, "cka": None, "nmse": 0.2, "cosine": 0.99}
@@ -19,6 +20,7 @@ SUMMARY: dict[str, Any] = {
     "floors": {"ridge": {"videomae": METRICS | {"r2c": -0.25}}, "pixels": {"vivit": METRICS}},
     "marks": {"videomae": {"r2c": "3 test clips, 8 needed", "r2": "3 test clips, 8 needed"}},
     "gain": {"videomae": {"value": 0.05, "low": 0.01, "high": 0.09}},
+    "lead": {},
     "cost": {"parameters": 4_770_000, "macs": 5_400_000_000, "latency_ms": 61.4, "threads": 2, "device": "cpu"},
     "clips": {"train": 56, "val": 12, "test": 3, "refused": 1},
     "digests": {"split": "abc"},
@@ -26,7 +28,8 @@ SUMMARY: dict[str, Any] = {
 
 
 def test_end_table_says_all_of_it() -> None:
-    lines = end_table(SUMMARY, folder=Path("runs/x"), store=Path("features/y")).splitlines()
+    folders = {"converter": RunFolder(Path("runs/x"))}
+    lines = end_table({"converter": SUMMARY}, folders, store=Path("features/y")).splitlines()
     assert "videomae, 3 test clips" in lines
     cells = {line.split("  ")[0]: line.split() for line in lines}
     assert cells["perceiver"] == ["perceiver", "0.800", "0.700", "..", "-", "0.850", "0.900", "-", "0.200", "0.990"]
@@ -36,7 +39,43 @@ def test_end_table_says_all_of_it() -> None:
     assert "4.77 M parameters, 5.40 GMAC and 61 ms a clip (cpu, 2 threads, fp32, batch 1, all targets)" in lines
     assert "clips: 56 train, 12 val, 3 test, 1 refused" in lines
     assert lines[-4:] == [STANDIN_WARNING, "run       runs/x", "bundle    runs/x/bundle", "features  features/y"]
-    assert STANDIN_WARNING not in end_table(SUMMARY | {"weights": "pretrained"}, folder=Path("r"), store=Path("f"))
+    published = {"converter": SUMMARY | {"weights": "pretrained"}}
+    assert STANDIN_WARNING not in end_table(published, folders, store=Path("f"))
+
+
+def contestant(r2c: float | None, lead: dict[str, float], mlp: float) -> dict[str, Any]:
+    """A summary of one of several, on the same floors but for the MLP."""
+    floors = {"ridge": {"videomae": METRICS}, "mlp": {"videomae": METRICS | {"r2c": mlp}}}
+    leads = {rival: {"videomae": {"value": 0.1, "low": low, "high": 0.2}} for rival, low in lead.items()}
+    return SUMMARY | {"targets": {"videomae": METRICS | {"r2c": r2c}}, "floors": floors, "lead": leads}
+
+
+def test_a_contest_has_one_table_and_is_better_only_for_certain() -> None:
+    summaries = {
+        "small": contestant(0.7, {"wide": -0.2, "deep": -0.2, "none": -0.2}, 0.1),
+        "wide": contestant(0.9, {"small": 0.01, "deep": 0.0, "none": 0.02}, 0.2),
+        "deep": contestant(0.8, {"small": -0.1, "wide": -0.2, "none": 0.03}, 0.3),
+        "none": contestant(None, {"small": -0.1, "wide": -0.2, "deep": -0.2}, 0.3),
+    }
+    folders = {name: RunFolder(Path("runs/x") / name) for name in summaries}
+    lines = end_table(summaries, folders, store=Path("features/y")).splitlines()
+    at = lines.index("videomae, 3 test clips") + 4
+    expected = [*summaries, "ridge", "small/mlp", "wide/mlp", "deep/mlp", "none/mlp"]
+    assert [line.split()[0] for line in lines[at : at + 9]] == expected
+    assert [line.split()[1] for line in lines[at : at + 6]] == ["0.700", "0.900", "0.800", "-", "0.800", "0.100"]
+    assert "lead of wide, paired" in lines[at + 10] and lines[at + 10].split()[-4:] == [
+        "M",
+        "params",
+        "GMAC",
+        "ms/clip",
+    ]
+    gain, cost = "0.0500 (0.0100 .. 0.0900)", ["4.77", "5.40", "61"]
+    rows = {line.split()[0]: line for line in lines[at + 12 : at + 16]}
+    assert list(rows) == list(summaries) and all(gain in line and line.split()[-3:] == cost for line in rows.values())
+    assert "0.1000 (0.0100 .. 0.2000)" in rows["small"] and "0.1000" not in rows["wide"]
+    assert lines[at + 16 : at + 18] == ["wide is better than small, none", "wide is not told apart from deep"]
+    assert "cost: cpu, 2 threads, fp32, batch 1, all targets" in lines
+    assert lines[-6] == "run       runs/x" and lines[-5] == "bundle    runs/x/small/bundle"
 
 
 def test_model_card_carries_origins_and_numbers() -> None:

@@ -31,12 +31,12 @@ def test_flatten_leaves_out_what_may_change() -> None:
 
 
 def test_resume_point(tmp_path: Path) -> None:
-    folder = RunFolder(tmp_path)
+    folder = {"one": RunFolder(tmp_path)}
     settings = flatten(TREE)
-    assert resume_point(folder, settings, resume=True) == (0, {})
-    folder.save_checkpoint(4, {"converter": {"step": torch.tensor(4)}}, {"settings": settings})
-    assert resume_point(folder, settings, resume=False) == (0, {})
-    step, states = resume_point(folder, settings, resume=True)
-    assert step == 4 and int(states["converter"]["step"]) == 4
+    assert resume_point(folder, {"one": settings}, resume=True) == (0, {})
+    folder["one"].save_checkpoint(4, {"converter": {"step": torch.tensor(4)}}, {"settings": settings})
+    assert resume_point(folder, {"one": settings}, resume=False) == (0, {})
+    step, states = resume_point(folder, {"one": settings}, resume=True)
+    assert step == 4 and int(states["one"]["converter"]["step"]) == 4
     with pytest.raises(ValueError, match=r"train\.steps was 3, now 9; x was None, now 1\. Give the old ones"):
-        resume_point(folder, settings | {"train.steps": 9, "x": 1}, resume=True)
+        resume_point(folder, {"one": settings | {"train.steps": 9, "x": 1}}, resume=True)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from distill import runfolder
-from distill.runfolder import RunFolder, read_metrics
+from distill.runfolder import RunFolder, newest_checkpoints, read_metrics
 from shards.ranks import Ranks
 
 RECORD = {"settings": {"train.lr": 0.001}, "world": 1}
@@ -37,6 +37,8 @@ def test_an_existing_run_is_refused_unless_resumed(folder: RunFolder) -> None:
     with pytest.raises(FileExistsError, match=r"runs/one exists; choose another run\.name"):
         RunFolder.open(folder.path, resume=False, ranks=Ranks())
     assert RunFolder.open(folder.path, resume=True, ranks=Ranks()).path == folder.path
+    with pytest.raises(FileExistsError, match=r"runs/one exists; choose another run\.name"):
+        RunFolder.open(folder.path, part="mamba", resume=False, ranks=Ranks())
     with pytest.raises(OSError, match=r"recipe\.yaml"):
         RunFolder.open(folder.path / "recipe.yaml", resume=False, ranks=Ranks())
 
@@ -82,11 +84,11 @@ def test_rewind_drops_half_lines_and_all_past_the_checkpoint(folder: RunFolder) 
 
 
 def test_checkpoints_come_back_and_the_last_two_stay(folder: RunFolder) -> None:
-    assert folder.newest_checkpoint() is None
+    assert newest_checkpoints([folder]) is None
     save(folder, 5, 10, 115)
     assert [path.name for path in folder.checkpoints.iterdir() if path.name.endswith("5")] == ["step-00000115"]
     assert len(list(folder.checkpoints.iterdir())) == 2
-    record, states = folder.newest_checkpoint() or ({}, {})
+    ((record, states),) = newest_checkpoints([folder]) or [({}, {})]
     assert record["step"] == 115 and record["settings"] == RECORD["settings"] and record["world"] == 1
     assert set(states) == {"converter", "skip"}
     assert all(torch.equal(states["converter"][name], value) for name, value in state(115).items())
@@ -113,14 +115,32 @@ def test_a_damaged_checkpoint_is_passed_over(damage: str, folder: RunFolder, cap
     save(folder, 5, 10)
     DAMAGE[damage](folder.checkpoints / "step-00000010")
     with caplog.at_level(logging.WARNING):
-        record, states = folder.newest_checkpoint() or ({}, {})
+        ((record, states),) = newest_checkpoints([folder]) or [({}, {})]
     assert record["step"] == 5 and float(states["skip"]["step"]) == -5
     assert "step-00000010 is damaged" in caplog.text
     folder.rewind(5)  # else it would be the newest again, and push whole ones out
     assert [path.name for path in folder.saved()] == ["step-00000005"]
     DAMAGE[damage](folder.checkpoints / "step-00000005")
     with pytest.raises(ValueError, match="all 1 checkpoints are damaged"):
-        folder.newest_checkpoint()
+        newest_checkpoints([folder])
+
+
+def test_the_newest_checkpoint_that_all_folders_have(tmp_path: Path) -> None:
+    """Of several contestants' folders: a kill between two of them, and damage in one."""
+    one, two = (RunFolder.open(tmp_path / "run", part=part, resume=True, ranks=Ranks()) for part in ("one", "two"))
+    save(one, 5)
+    assert newest_checkpoints([one, two]) is None, "nothing that both have was ever saved"
+    save(two, 5)
+    save(one, 10, 15)
+    save(two, 10)
+    assert [record["step"] for record, _ in newest_checkpoints([one, two]) or ()] == [10, 10]
+    flip(one.checkpoints / "step-00000010" / "skip.safetensors")
+    with pytest.raises(ValueError, match=r"run: of its 4 checkpoints no step is whole for all of one, two; continue"):
+        newest_checkpoints([one, two])
+    for both in (15, 20):
+        save(two, both)
+        save(one, both)
+        assert [record["step"] for record, _ in newest_checkpoints([one, two]) or ()] == [both, both]
 
 
 def test_a_full_disk_leaves_the_checkpoints_before(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,6 +154,9 @@ def test_a_full_disk_leaves_the_checkpoints_before(folder: RunFolder, monkeypatc
             patch.setattr(runfolder, name, full)
             with pytest.raises(OSError, match=r"step-00000015 cannot be written .*No space.*run\.name=one"):
                 save(folder, 15)
+            part = RunFolder.open(folder.path, part="mamba", resume=True, ranks=Ranks())
+            with pytest.raises(OSError, match=r"mamba/checkpoints/step-00000015 cannot be written .*run\.name=one"):
+                save(part, 15)  # the run's name, not the contestant's
         assert sorted(path.name for path in folder.checkpoints.iterdir()) == ["step-00000005", "step-00000010"]
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from recipes.check import RecipeError, validate
+from recipes.check import FLOORS, RecipeError, validate
 from recipes.compose import from_yaml, load_recipe, to_yaml
 from recipes.schema import Recipe
 
@@ -104,6 +104,52 @@ def test_one_mistake_one_sentence(word: str, problem: str) -> None:
     refusal = refuse(word)
     assert len(refusal.problems) == 1, refusal.problems
     assert problem in refusal.problems[0] and len(refusal.problems[0]) < 300
+
+
+CONTEST = [
+    ("contest=[mambo]", "contest=[mambo]: unknown option 'mambo'; did you mean mamba? valid: dsconv, mamba"),
+    ("contest=[]", "contest=[]: unknown option ''"),
+    ("contest.perciever.options.width=3", "contest.perciever: unknown contestant; did you mean contest.perceiver?"),
+    ("contest.perceiver.optoins.width=3", "did you mean contest.perceiver.options?"),
+    ("contest.xyzzy.options.width=3", "contest.xyzzy.family: required"),
+    ("contest.mamba=null", "contest.mamba: must be a section of keys, got null"),
+    ("contest.mamba.skip=linar", "contest.mamba.skip: must be one of 'linear' or 'none', got \"linar\""),
+    ("contest.2x.family=mamba", "contest.2x: it names a folder of the run; use letters, digits, _ and -"),
+    ("contest.mlp.family=mlp", "contest.mlp: the name is a floor's; choose another name"),
+    ("contest.bundle.family=mamba", "contest.bundle: the name is that of a run's own folder; choose another name"),
+    ("contest.mamba.options.a=[.inf]", "contest.mamba.options.a.0=inf: must be a finite number"),
+    (
+        "contest.dsconv.options={width: 100, heads: 3}",
+        "contest.dsconv.options.width=100 must divide by contest.dsconv.options.heads=3",
+    ),
+    ("converter=mamba", "converter=mamba: contest_videomae chooses no converter, so there is none to replace"),
+    ("converter.options.width=3", "converter: this recipe is a contest, and each contestant has a converter; write"),
+    ("converter.family=mamba", "contest (perceiver, dsconv, mamba, tokenlearner) and converter (mamba) are both given"),
+]
+
+
+@pytest.mark.parametrize(("word", "problem"), CONTEST, ids=[word[:40] for word, _ in CONTEST])
+def test_one_mistake_in_a_contest_one_sentence(word: str, problem: str) -> None:
+    with pytest.raises(RecipeError) as refusal:
+        load_recipe(["recipe=contest_videomae", word])
+    assert len(refusal.value.problems) == 1, refusal.value.problems
+    assert problem in refusal.value.problems[0] and len(refusal.value.problems[0]) < 300
+
+
+def test_a_contest_or_a_converter() -> None:
+    assert refuse("contest=[mamba]").problems == [
+        "contest=[mamba]: perceiver_all chooses no contest, so there is none to replace; take a recipe that does"
+    ]
+    (problem,) = refuse("contest.a.family=mamba", "contest.b.family=mamba").problems
+    assert problem.startswith("contest (a, b) and converter (perceiver) are both given")
+    text = to_yaml(load_recipe(["recipe=contest_vivit"]))
+    head, _, tail = text.partition("contest:\n")
+    with pytest.raises(RecipeError, match=r"has 1 problem:\n.*converter: required where there is no contest"):
+        from_yaml(head + "contest: {}\nrun:" + tail.partition("\nrun:")[2])
+
+
+def test_floors_are_those_of_the_schema() -> None:
+    assert list(FLOORS) == load_recipe(["recipe=contest_vivit"]).evaluate.floors
 
 
 def test_all_mistakes_at_once() -> None:

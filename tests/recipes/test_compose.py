@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from recipes.catalogue import FOLDER, find_groups, find_recipes, purpose
 from recipes.check import RecipeError
 from recipes.compose import describe, from_yaml, load_recipe, to_yaml
+from recipes.contest import contestants
 from recipes.schema import Recipe
 
 RECIPES = sorted(find_recipes())
@@ -49,7 +51,7 @@ def test_every_recipe_composes_and_survives_its_yaml(name: str) -> None:
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
 def test_every_option_composes(group: str, option: str, tmp_path: Path) -> None:
-    words = ["recipe=perceiver_videomae", f"{group}={option}"]
+    words = ["recipe=contest_videomae" if group == "contest" else "recipe=perceiver_videomae", f"{group}={option}"]
     if option in NEEDED:
         there = tmp_path / "there"
         there.mkdir() if option == "folder" else there.touch()
@@ -171,6 +173,39 @@ def test_help(capsys: pytest.CaptureFixture[str]) -> None:
     for group, option in OPTIONS:
         assert f"{group}=" in text and purpose(find_groups()[group][option]) in text
     assert "zero=0" in text and "seed=0" in text and "queries=512" in text and "betas=[0.9,0.99]" in text
+
+
+@pytest.mark.parametrize("teacher", ["videomae", "timesformer", "vivit"])
+def test_a_contest_is_of_all_families_as_they_are_alone(teacher: str) -> None:
+    contest = load_recipe([f"recipe=contest_{teacher}"])
+    assert list(contest.contest) == ["perceiver", "dsconv", "mamba", "tokenlearner"] and contest.converter is None
+    assert set(contest.contest) == set(find_groups()["contest"]) == set(find_groups()["converter"])
+    for family, own in contestants(contest).items():
+        alone = load_recipe([f"recipe={family}_{teacher}"])
+        assert own.recipe == f"contest_{teacher}_{family}"
+        assert replace(own, recipe=alone.recipe) == alone
+        assert from_yaml(to_yaml(own)) == own
+
+
+def test_a_contest_of_some_and_of_ones_own() -> None:
+    words = ["contest=[mamba,perceiver]", "contest.mamba.options.width=64", "contest.small.family=mamba"]
+    recipe = load_recipe(["recipe=contest_videomae", *words])
+    assert list(recipe.contest) == ["mamba", "perceiver", "small"]
+    assert recipe.contest["mamba"].options == {"width": 64} and recipe.contest["small"].family == "mamba"
+    assert "by mamba (skip linear), perceiver (skip linear), mamba (skip linear), weights" in describe(recipe)
+
+
+def test_a_contestants_recipe_says_where_it_runs(tmp_path: Path) -> None:
+    words = ["recipe=contest_vivit", "train.steps=3"]
+    assert contestants(load_recipe(words))["mamba"].run == load_recipe(words).run, "a run of its own"
+    own = contestants(load_recipe([*words, "run.dir=there", "run.name=first"]))["mamba"]
+    assert (own.run.dir, own.run.name) == (str(Path("there") / "first"), "mamba")
+    own = contestants(load_recipe([*words, "run.name=first"]))["mamba"]
+    assert (own.run.dir, own.run.name) == (str(Path("runs") / "contest_vivit" / "first"), "mamba")
+    plain = load_recipe(["recipe=mamba_vivit", "run.name=first"])
+    assert contestants(plain) == {"converter": plain}
+    (tmp_path / "recipe.yaml").write_text(to_yaml(own), encoding="utf-8")
+    assert load_recipe(["recipe=recipe.yaml"]) == own
 
 
 def test_describe() -> None:
