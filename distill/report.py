@@ -63,10 +63,10 @@ def target_table(summaries: Mapping[str, Summary], target: str) -> str:
 
 
 def standings(summaries: Mapping[str, Summary], target: str) -> list[str]:
-    """Every contestant's gain over ridge, the lead that the best r2c has over it on the same clips, and its cost; then
-    where that lead is one: its lower end must be above 0."""
-    scores = {name: summary["targets"][target]["r2c"] for name, summary in summaries.items()}
-    best = max(scores, key=lambda name: float("-inf") if scores[name] is None else scores[name])
+    """Every contestant's gain over ridge, the lead that the best on val has over it on the same test clips, and its
+    cost; then where that lead is one: its lower end must be above 0."""
+    on_val = {name: summary["chosen"]["r2c"][target] for name, summary in summaries.items()}
+    best = max(on_val, key=lambda name: float("-inf") if on_val[name] is None else on_val[name])
     leads = {rival: found[target] for rival, found in summaries[best]["lead"].items()}
     rows = []
     for name, summary in summaries.items():

@@ -16,13 +16,13 @@ import torch
 from converters import Converter, create_converter, list_converters
 from distill.cost import measure_cost
 from distill.engine import Engine, load_parameters
-from distill.evaluate import score, space_digest, summarise
+from distill.evaluate import finite, score, space_digest, summarise
 from distill.floors import MAIN, Floors
 from distill.objective import TERMS, Objective
 from distill.report import end_table, model_card
 from distill.resume import States, flatten, resume_point, saver
 from distill.runfolder import RunFolder, timestamp
-from distill.selection import choose_weights, validation_r2c
+from distill.selection import Choice, choose_weights, validation_r2c
 from distill.train import Learner, NotFinite, Stopped, StopRequest, sampled_positions, train
 from recipes.check import RecipeError
 from recipes.compose import load_recipe, to_yaml
@@ -85,12 +85,12 @@ def distill(recipe: Recipe, ranks: Ranks) -> dict[str, dict[str, Any]]:
     learners = build_learners(recipe, floors, states, ranks)
     save = saver(learners, floors, folders, settings, ranks)
     try:
-        train_converters(recipe, learners, floors, folders, ranks, start=start, save=save)
+        chosen = train_converters(recipe, learners, floors, folders, ranks, start=start, save=save)
     except Stopped as stopped:
         say(f"{stopped}; continue with the same command and train.resume=auto run.name={folder.run}")
         raise
 
-    summaries = evaluate(recipes, floors, ranks)
+    summaries = evaluate(recipes, floors, chosen, ranks)
     if ranks.main:
         for name, folder in folders.items():
             converters[name].cpu().save(folder.bundle, card=model_card(summaries[name], store))
@@ -159,8 +159,11 @@ def train_converters(
     *,
     start: int,
     save: Callable[[int], None],
-) -> None:
-    """Trains all converters from one read of the data, and leaves each with the weights that are better on val."""
+) -> dict[str, Choice]:
+    """Trains all converters from one read of the data, and leaves each with the weights that are better on val.
+
+    Returns by label which these were, and their r2c there.
+    """
     setting, store = recipe.train, floors.store
 
     def report(step: int, losses: dict[str, dict[str, float]]) -> None:
@@ -189,11 +192,12 @@ def train_converters(
         )
     chosen = choose_weights(learners, floors.trained, store, queries=setting.queries, ranks=ranks)
     for contestant, folder in folders.items():
-        for name, (which, found) in floors.part(contestant, chosen).items():
+        for name, choice in floors.part(contestant, chosen).items():
             learner = None if name == MAIN else name
-            folder.log_scores(setting.steps, "val", "r2c", found, converter=learner, weights=which)
+            folder.log_scores(setting.steps, "val", "r2c", choice.r2c, converter=learner, weights=choice.weights)
     if ranks.main:
-        print(*(f"{name}: {which} weights, chosen on val" for name, (which, _) in chosen.items()), sep="\n")
+        print(*(f"{name}: {choice.weights} weights, chosen on val" for name, choice in chosen.items()), sep="\n")
+    return chosen
 
 
 def read_batches(recipe: Recipe, store: FeatureStore, ranks: Ranks) -> BatchReader:
@@ -236,9 +240,11 @@ def build_engine(recipe: Recipe, objective: Objective, ranks: Ranks) -> Engine:
     )
 
 
-def evaluate(recipes: Mapping[str, Recipe], floors: Floors, ranks: Ranks) -> dict[str, dict[str, Any]]:
+def evaluate(
+    recipes: Mapping[str, Recipe], floors: Floors, chosen: Mapping[str, Choice], ranks: Ranks
+) -> dict[str, dict[str, Any]]:
     """summary.json of every contestant: the converter beside its floors on the test clips, its lead over the others,
-    its cost, and what it all rests on."""
+    what was chosen on val, its cost, and what it all rests on."""
     store, asked = floors.store, next(iter(recipes.values())).evaluate
     test, candidates = store.indices("test"), floors.candidates()
     scores = score(store, test, candidates, ranks=ranks, cka_positions=asked.cka_positions, task="evaluate on test")
@@ -253,6 +259,7 @@ def evaluate(recipes: Mapping[str, Recipe], floors: Floors, ranks: Ranks) -> dic
             "recipe": recipe.recipe,
             "family": converter.family,
             "weights": recipe.backbones.weights,
+            "chosen": {"weights": chosen[name].weights, "r2c": finite(chosen[name].r2c)},
             "cost": measure_cost(converter, device=ranks.device),
             "head": None,
             "clips": clips | {"refused": len(store.refused)},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 
 import torch
 
@@ -15,6 +16,14 @@ from shards.ranks import Ranks
 from shards.store import FeatureStore
 
 ByTarget = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """weights: "last" or "averaged". r2c: of these on val, by target."""
+
+    weights: str
+    r2c: ByTarget
 
 
 def validation_r2c(
@@ -40,19 +49,19 @@ def choose_weights(
     *,
     queries: int | None,
     ranks: Ranks,
-) -> dict[str, tuple[str, ByTarget]]:
-    """Gives every learner's converter the weights with the better mean r2c on val. Returns {learner: (which, r2c)}."""
+) -> dict[str, Choice]:
+    """Gives every learner's converter the weights with the better mean r2c on val. Returns the choices, by learner."""
     last = validation_r2c(converters, store, queries=queries, ranks=ranks)
     with ExitStack() as stack:
         for learner in learners:
             stack.enter_context(learner.engine.averaged())
         averaged = validation_r2c(converters, store, queries=queries, ranks=ranks)
-    chosen: dict[str, tuple[str, ByTarget]] = {}
+    chosen: dict[str, Choice] = {}
     for learner in learners:
         ours, theirs = last[learner.name], averaged[learner.name]
         if sum(theirs.values()) > sum(ours.values()):
             learner.engine.keep_average()
-            chosen[learner.name] = ("averaged", theirs)
+            chosen[learner.name] = Choice("averaged", theirs)
         else:
-            chosen[learner.name] = ("last", ours)
+            chosen[learner.name] = Choice("last", ours)
     return chosen

@@ -21,6 +21,7 @@ SUMMARY: dict[str, Any] = {
     "marks": {"videomae": {"r2c": "3 test clips, 8 needed", "r2": "3 test clips, 8 needed"}},
     "gain": {"videomae": {"value": 0.05, "low": 0.01, "high": 0.09}},
     "lead": {},
+    "chosen": {"weights": "last", "r2c": {"videomae": 0.8}},
     "cost": {"parameters": 4_770_000, "macs": 5_400_000_000, "latency_ms": 61.4, "threads": 2, "device": "cpu"},
     "clips": {"train": 56, "val": 12, "test": 3, "refused": 1},
     "digests": {"split": "abc"},
@@ -43,26 +44,30 @@ def test_end_table_says_all_of_it() -> None:
     assert STANDIN_WARNING not in end_table(published, folders, store=Path("f"))
 
 
-def contestant(r2c: float | None, lead: dict[str, float], mlp: float) -> dict[str, Any]:
-    """A summary of one of several, on the same floors but for the MLP."""
+def contestant(r2c: float | None, val: float | None, lead: dict[str, float], mlp: float) -> dict[str, Any]:
+    """A summary of one of several, on the same floors but for the MLP; r2c on test and on val."""
     floors = {"ridge": {"videomae": METRICS}, "mlp": {"videomae": METRICS | {"r2c": mlp}}}
     leads = {rival: {"videomae": {"value": 0.1, "low": low, "high": 0.2}} for rival, low in lead.items()}
-    return SUMMARY | {"targets": {"videomae": METRICS | {"r2c": r2c}}, "floors": floors, "lead": leads}
+    return (
+        SUMMARY
+        | {"targets": {"videomae": METRICS | {"r2c": r2c}}, "floors": floors, "lead": leads}
+        | {"chosen": {"weights": "last", "r2c": {"videomae": val}}}
+    )
 
 
 def test_a_contest_has_one_table_and_is_better_only_for_certain() -> None:
     summaries = {
-        "small": contestant(0.7, {"wide": -0.2, "deep": -0.2, "none": -0.2}, 0.1),
-        "wide": contestant(0.9, {"small": 0.01, "deep": 0.0, "none": 0.02}, 0.2),
-        "deep": contestant(0.8, {"small": -0.1, "wide": -0.2, "none": 0.03}, 0.3),
-        "none": contestant(None, {"small": -0.1, "wide": -0.2, "deep": -0.2}, 0.3),
+        "small": contestant(0.95, 0.7, {"wide": -0.2, "deep": -0.2, "none": -0.2}, 0.1),
+        "wide": contestant(0.9, 0.9, {"small": 0.01, "deep": 0.0, "none": 0.02}, 0.2),
+        "deep": contestant(0.8, 0.8, {"small": -0.1, "wide": -0.2, "none": 0.03}, 0.3),
+        "none": contestant(None, None, {"small": -0.1, "wide": -0.2, "deep": -0.2}, 0.3),
     }
     folders = {name: RunFolder(Path("runs/x") / name) for name in summaries}
     lines = end_table(summaries, folders, store=Path("features/y")).splitlines()
     at = lines.index("videomae, 3 test clips") + 4
     expected = [*summaries, "ridge", "small/mlp", "wide/mlp", "deep/mlp", "none/mlp"]
     assert [line.split()[0] for line in lines[at : at + 9]] == expected
-    assert [line.split()[1] for line in lines[at : at + 6]] == ["0.700", "0.900", "0.800", "-", "0.800", "0.100"]
+    assert [line.split()[1] for line in lines[at : at + 6]] == ["0.950", "0.900", "0.800", "-", "0.800", "0.100"]
     assert "lead of wide, paired" in lines[at + 10] and lines[at + 10].split()[-4:] == [
         "M",
         "params",

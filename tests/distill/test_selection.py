@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from distill import selection
-from distill.selection import choose_weights
+from distill.selection import Choice, choose_weights
 
 
 class Engine:
@@ -48,9 +48,9 @@ def test_every_learner_keeps_its_better_weights(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(selection, "validation_r2c", scored)
     chosen = choose_weights(learners, {}, None, queries=None, ranks=None)  # type: ignore[arg-type]
     assert chosen == {
-        "converter": ("averaged", {"a": 0.4, "b": 0.3}),
-        "skip": ("last", {"a": 0.5, "b": 0.1}),
-        "mlp": ("last", {"a": 0.2, "b": 0.2}),
+        "converter": Choice("averaged", {"a": 0.4, "b": 0.3}),
+        "skip": Choice("last", {"a": 0.5, "b": 0.1}),
+        "mlp": Choice("last", {"a": 0.2, "b": 0.2}),
     }
     assert {name: engine.carries for name, engine in engines.items()} == {
         "converter": "averaged",
