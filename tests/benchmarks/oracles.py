@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
+from peers import PEERS, peer_converter
 from torch import Tensor
 
 from converters import create_converter
@@ -32,6 +34,7 @@ DECAY, FINITE_DECAY = 0.02, 1.0  # the latter holds overfitting off: regret 1.50
 RIDGE_CLIPS = 256  # of fresh ones, for the start
 FRESH = 0  # in place of a number of clips
 Clips = tuple[Tensor, Tensor]
+Skip = Literal["linear", "none"]
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,8 @@ SETTINGS: dict[str, Setting] = {
     "tokenlearner": Setting(6e-3, {"width": 96, "tokens": 16}),
     "mlp": Setting(3e-3, {"parameters": 160_000}),
     "linear": Setting(1e-3),
+    "perceiver:small": Setting(6e-3, {"size": "small", "width": 96}),
+    "perceiver-pytorch": Setting(3e-3, {"width": 96, "latents": 128}),  # 128 as the perceiver's size "small"
 }
 
 
@@ -203,6 +208,15 @@ def weights(converter: Converter) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in converter.state_dict().items()}
 
 
+def build(family: str, oracle: Oracle, *, skip: Skip, options: dict[str, Any], seed: int) -> Converter:
+    """A family's converter, or one around a peer."""
+    layouts: dict[str, Any] = {"student": oracle.student, "targets": {"teacher": oracle.teacher}}
+    if family not in PEERS:
+        return create_converter(family.partition(":")[0], **layouts, skip=skip, options=options, seed=seed)
+    torch.manual_seed(seed)
+    return peer_converter(PEERS[family](oracle.student, oracle.teacher, **options), **layouts, skip=skip)
+
+
 def learn(
     name: str,
     family: str,
@@ -213,7 +227,7 @@ def learn(
     lr: float | None = None,
     decay: float | None = None,
     batch: int = BATCH,
-    skip: Literal["linear", "none"] = "linear",
+    skip: Skip = "linear",
     options: Mapping[str, Any] | None = None,
     clips: int | None = None,
 ) -> Result:
@@ -226,14 +240,7 @@ def learn(
     exam = exam or Exam.of(oracle)
     choose = None if clips == FRESH else Exam.of(oracle, clips=CHOICE_CLIPS, seed=CHOICE_SEED)
     batches = fresh(oracle, batch, data) if clips == FRESH else epochs(draw(oracle, clips, data), batch, data)
-    converter = create_converter(
-        family,
-        student=oracle.student,
-        targets={"teacher": oracle.teacher},
-        skip=skip,
-        options={**setting.options, **(options or {})},
-        seed=seed,
-    )
+    converter = build(family, oracle, skip=skip, options={**setting.options, **(options or {})}, seed=seed)
     if skip == "linear":
         set_ridge(converter, batches, RIDGE_CLIPS // batch if clips == FRESH else clips // batch)
     before = exam.r2(converter)
@@ -271,8 +278,10 @@ def main() -> None:
     parser.add_argument("--decay", type=float, help=f"of weights; default: {DECAY}, on a finite set {FINITE_DECAY}")
     parser.add_argument("--skip", default="linear", choices=["linear", "none"])
     parser.add_argument("--options", type=json.loads, default={}, help="over the family's own options, as JSON")
+    parser.add_argument("--peers", default="", help="folder that holds the package perceiver-pytorch")
     parser.add_argument("--out", type=Path, help="a JSON line of every run is appended to this file")
     arguments = parser.parse_args()
+    sys.path += [arguments.peers] if arguments.peers else []
     given = {name: getattr(arguments, name) for name in ("clips", "steps", "batch", "lr", "decay", "skip", "options")}
     print(Result.HEADER, flush=True)
     for name in arguments.oracles:

@@ -13,8 +13,12 @@ from math import isqrt
 
 import torch
 import torch.nn.functional as F
+from skeletons import sines
 from torch import Tensor, nn
 
+from converters.converter import Converter
+from converters.linear import LinearSkip
+from converters.resample import Queries
 from teachers.layout import TokenLayout
 from teachers.torchvision_schemas import make_torchvision_importable
 
@@ -58,13 +62,15 @@ class TransformersPerceiver(nn.Module):
 
 
 class LucidrainsPerceiver(nn.Module):
-    """perceiver-pytorch's PerceiverIO as it comes: one cross-attention head of 64 channels."""
+    """perceiver-pytorch's PerceiverIO as it comes, one cross-attention head of 64 channels; places are added to the
+    tokens, and queries start as places, or it could not tell one token from another."""
 
     def __init__(self, student: TokenLayout, target: TokenLayout, *, width: int = 320, latents: int = LATENTS) -> None:
         super().__init__()
         from perceiver_pytorch import PerceiverIO
 
-        self.queries = nn.Parameter(0.02 * torch.randn(target.num_tokens, width))
+        self.queries = nn.Parameter(padded_sines(target, width))
+        self.register_buffer("places", padded_sines(student, student.dim))
         self.model = PerceiverIO(
             depth=1,
             dim=student.dim,
@@ -76,7 +82,7 @@ class LucidrainsPerceiver(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.model(x, queries=self.queries)
+        return self.model(x + self.places.to(x.dtype), queries=self.queries)
 
 
 class TimmAttentionPool(nn.Module):
@@ -186,6 +192,29 @@ PEERS: dict[str, Callable[..., nn.Module]] = {
     "timm AttentionPoolLatent": TimmAttentionPool,
     "Flamingo-style resampler": FlamingoResampler,
 }
+
+
+class Alone(nn.Module):
+    """A peer as the branch of a converter to one target."""
+
+    def __init__(self, name: str, peer: nn.Module) -> None:
+        super().__init__()
+        self.name, self.peer = name, peer
+
+    def forward(self, x: Tensor, queries: dict[str, Queries]) -> dict[str, Tensor]:
+        return {self.name: self.peer(x)}
+
+
+def peer_converter(peer: nn.Module, *, student: TokenLayout, targets: dict[str, TokenLayout], skip: str) -> Converter:
+    """A converter around a peer to one target. Its last layer is not zero: it starts beside its skip, not at it."""
+    ((name, layout),) = targets.items()
+    skips = {name: LinearSkip(student, layout)} if skip == "linear" else {}
+    return Converter(student=student, targets=targets, family="peer", branch=Alone(name, peer), skips=skips)
+
+
+def padded_sines(layout: TokenLayout, d: int) -> Tensor:
+    """Sines of places (q d), the last channels 0 where 6 does not divide d."""
+    return F.pad(sines(layout, d // 6 * 6), (0, d % 6))
 
 
 def heads_of(width: int) -> int:
