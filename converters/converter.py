@@ -174,6 +174,12 @@ def check_finite(tokens: Tensor, label: str = "student tokens") -> None:
 
 def check_geometry(student: TokenLayout, targets: Mapping[str, TokenLayout]) -> None:
     """Raise ValueError unless a converter can be made for these layouts."""
+    for what, layout in {"the student": student, **{f"target {name!r}": at for name, at in targets.items()}}.items():
+        if not isinstance(layout, TokenLayout):
+            raise ValueError(
+                f"{what} is {layout!r}, which has no positions; give a TokenLayout, as TokenLayout((8, 14, 14), 768), "
+                "or TokenLayout(None, 768) for one pooled token"
+            )
     if student.grid is None:
         raise ValueError(f"the student is {student.describe()}; a converter reads a grid of tokens, not a pooled one")
     if not targets:

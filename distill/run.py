@@ -36,6 +36,7 @@ from shards.reader import BatchReader
 from shards.store import FeatureStore
 from teachers import list_backbones
 
+log = logging.getLogger(__name__)
 RESUMABLE = 75  # exit status of a run that was asked to stop and can be continued (EX_TEMPFAIL)
 
 
@@ -221,6 +222,8 @@ def build_engine(recipe: Recipe, objective: Objective, ranks: Ranks) -> Engine:
     precision = setting.precision
     if precision == "auto":
         precision = "bf16" if ranks.device.type == "cuda" else "fp32"
+    if precision == "bf16" and ranks.device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        log.warning("this CPU has no bf16: it is emulated, and a step takes 20 times longer; train.precision=fp32 is exact")
     return Engine(
         objective,
         device=ranks.device,

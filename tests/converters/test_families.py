@@ -92,6 +92,8 @@ def test_names_are_found():
         ({"family": "linear", "skip": "none"}, "'constant'"),
         ({"student": TokenLayout(None, 24)}, "student is pooled"),
         ({"targets": {}}, "targets is empty"),
+        ({"targets": {"videomae": (1568, 768)}}, r"target 'videomae' is \(1568, 768\), which has no positions; give"),
+        ({"student": None}, "the student is None, which has no positions"),
         ({"targets": {"a.b": TARGETS["vivit"]}}, "'a.b'"),
         ({"targets": {"pop": TARGETS["vivit"]}}, "'pop'"),
         ({"targets": {"copy": TARGETS["vivit"]}}, "target is called 'copy'"),
