@@ -136,13 +136,13 @@ def build_learners(recipe: Recipe, floors: Floors, saved: Mapping[str, States], 
     """A learner for every converter, from its state in a checkpoint where there is one. saved: by contestant."""
     setting = recipe.train
     weights = {term: getattr(recipe.objective, term) for term in TERMS}
-    states = floors.joined(saved)
+    states, precision = floors.joined(saved), choose_precision(setting.precision, ranks.device)
     learners = []
     for name, converter in floors.trained.items():
         objective = Objective(converter, weights=weights, gram_tokens=recipe.objective.gram_tokens)
         if name in states:
             load_parameters(objective, states[name])
-        engine = build_engine(recipe, objective, ranks)
+        engine = build_engine(recipe, objective, precision, ranks)
         if name in states:
             engine.restore(states[name])
         count = floors.queries(name, setting.queries)
@@ -217,13 +217,17 @@ def read_batches(recipe: Recipe, store: FeatureStore, ranks: Ranks) -> BatchRead
     )
 
 
-def build_engine(recipe: Recipe, objective: Objective, ranks: Ranks) -> Engine:
+def choose_precision(asked: str, device: torch.device) -> str:
+    """fp32 or bf16; auto: bf16 on a GPU. Says so where the processor can only emulate it."""
+    precision = ("bf16" if device.type == "cuda" else "fp32") if asked == "auto" else asked
+    on_mkldnn = device.type == "cpu" and torch.backends.mkldnn.is_available()
+    if precision == "bf16" and on_mkldnn and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        log.warning("this CPU has no bf16: it is emulated, and a step takes some 20 times as long as in fp32")
+    return precision
+
+
+def build_engine(recipe: Recipe, objective: Objective, precision: str, ranks: Ranks) -> Engine:
     setting = recipe.train
-    precision = setting.precision
-    if precision == "auto":
-        precision = "bf16" if ranks.device.type == "cuda" else "fp32"
-    if precision == "bf16" and ranks.device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        log.warning("this CPU has no bf16: it is emulated, and a step takes 20 times longer; train.precision=fp32 is exact")
     return Engine(
         objective,
         device=ranks.device,

@@ -346,3 +346,15 @@ def test_an_impossible_converter_dies_before_extraction(
     assert run.main([*words, f"store.path={tmp_path / 'store'}", "converter.options.latents=0"]) == 1
     assert "latents is 0" in capsys.readouterr().err
     assert not (tmp_path / "store").exists()
+
+
+def test_emulated_bf16_is_said(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    assert [run.choose_precision("auto", device) for device in (cpu, cuda)] == ["fp32", "bf16"]
+    assert run.choose_precision("fp32", cpu) == "fp32" and not caplog.text
+    assert run.choose_precision("bf16", cpu) == "bf16" and "it is emulated" in caplog.text
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
+    caplog.clear()
+    assert run.choose_precision("bf16", cpu) == "bf16" and not caplog.text
