@@ -12,7 +12,7 @@ from teachers.layout import TokenLayout
 
 # The trunk narrows as the skips' linear maps (one per grid and per special token) claim the 5 M parameters: maps ->
 # width.
-WIDTHS = {1: 256, 2: 256, 3: 192, 4: 160}
+WIDTHS = {1: 224, 2: 224, 3: 192, 4: 160}
 NARROWEST = 128
 MAX_WIDTH, MAX_BLOCKS = 4096, 64
 
@@ -62,7 +62,7 @@ def check_parts(name: str, width: int, count: object) -> int:
 def trunk_width(
     student: TokenLayout, targets: Mapping[str, TokenLayout], given: int | None = None, *, most: int = MAX_WIDTH
 ) -> int:
-    """The width that was given, or 256 for one target down to 128, by the number of linear maps that the skips hold, so
+    """The width that was given, or 224 for one target down to 128, by the number of linear maps that the skips hold, so
     that 1024 -> 768 stays within 5 M parameters; then never above `most`, nor above the student's own width."""
     if given is not None:
         return check_count("width", given, MAX_WIDTH)
@@ -71,8 +71,8 @@ def trunk_width(
 
 
 def default_heads(width: int) -> int:
-    """One per 64 channels, or the next smaller number that divides the width."""
-    return largest_divisor(width, max(width // 64, 1))
+    """One per 64 channels, the last ones too, or the next smaller number that divides the width."""
+    return largest_divisor(width, -(-width // 64))
 
 
 def largest_divisor(number: int, most: int) -> int:

@@ -68,13 +68,13 @@ class Setting:
 
 
 SETTINGS: dict[str, Setting] = {
-    "perceiver": Setting(6e-3, {"width": 96, "latents": 32}),
+    "perceiver": Setting(6e-3, {"width": 96, "latents": 32, "heads": 1}),
     "dsconv": Setting(4e-3, {"width": 96}),
     "mamba": Setting(3e-3, {"width": 96}),
-    "tokenlearner": Setting(6e-3, {"width": 96, "tokens": 16}),
+    "tokenlearner": Setting(6e-3, {"width": 96, "tokens": 16, "heads": 1}),
     "mlp": Setting(3e-3, {"parameters": 160_000}),
     "linear": Setting(1e-3),
-    "perceiver:small": Setting(6e-3, {"size": "small", "width": 96}),
+    "perceiver:small": Setting(6e-3, {"size": "small", "width": 96, "heads": 1}),
     "perceiver-pytorch": Setting(3e-3, {"width": 96, "latents": 128}),  # 128 as the perceiver's size "small"
 }
 

@@ -52,7 +52,7 @@ def test_the_trunk_narrows_with_targets(family):
             converter = create_converter(family, student=FULL, targets=targets)
         assert count > 4 or converter.num_parameters() <= 5_000_000
         widths.append(converter.branch.options()["width"])
-    assert widths == [256, 256, 192, 160, 128]
+    assert widths == [224, 224, 192, 160, 128]
 
 
 @pytest.mark.parametrize("targets", SHAPES.values(), ids=SHAPES)

@@ -90,7 +90,7 @@ def test_size_sets_defaults_and_a_bundle_needs_none():
 
     base, small = options(), options(size="small")
     assert options(size="base") == base
-    assert [small[name] for name in ("width", "latents", "samples", "lookup")] == [192, 128, 4, 32]
+    assert [small[name] for name in ("width", "latents", "samples", "lookup")] == [160, 128, 4, 32]
     assert "size" not in small and options(**small) == small
     mine = {"width": 64, "latents": 7, "samples": 2, "lookup": 0}
     assert options(size="small", **mine) == options(**mine)
