@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 from unittest.mock import patch
 
@@ -32,15 +32,16 @@ DEPTH = 12
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--precisions", nargs="+", default=list(PRECISIONS), choices=PRECISIONS)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, load {os.getloadavg()}, batch 1, ms per clip")
-    compare_forward(arguments.rounds)
+    compare_forward(arguments.precisions, arguments.rounds)
     print(f"load at the end {os.getloadavg()}")
 
 
-def compare_forward(rounds: int) -> None:
+def compare_forward(precisions: Sequence[str], rounds: int) -> None:
     """Student tokens -> target tokens, beside video -> target tokens."""
     backbones = {name: full_depth(name) for name in TEACHERS}
     layouts = {name: backbone.layout for name, backbone in backbones.items()}
@@ -51,17 +52,18 @@ def compare_forward(rounds: int) -> None:
     models: Mapping[str, Any] = {**backbones, **{f"to {name}": at for name, at in converters.items()}}
     inputs = {**videos, **{f"to {name}": tokens for name in converters}}
     columns = []
-    for precision in PRECISIONS:
+    for precision in precisions:
         columns.append(medians({name: forward(at, inputs[name], precision) for name, at in models.items()}, rounds))
     sizes = {name: sum(part.numel() for part in model.parameters()) / 1e6 for name, model in models.items()}
     columns += [sizes, {name: macs(model, inputs[name]) for name, model in models.items()}]
     for column in columns:
         column["all"] = sum(column[name] for name in TEACHERS)
-    print("\n| perceiver to | fp32 | bf16 | M parameters | GMAC | teacher: fp32 | bf16 | M | GMAC | x fp32 | x bf16 |")
-    print("|---|" + "---|" * 10)
+    names = " | ".join(precisions)
+    print(f"\n| perceiver to | {names} | M parameters | GMAC | teacher: {names} | M | GMAC | teacher / it: {names} |")
+    print("|---|" + "---|" * (3 * len(precisions) + 4))
     for name in converters:
         ours, theirs = ([column[at] for column in columns] for at in (f"to {name}", name))
-        ratios = [theirs[at] / ours[at] for at in range(len(PRECISIONS))]
+        ratios = [theirs[at] / ours[at] for at in range(len(precisions))]
         print(f"| {name} | {' | '.join(f'{value:.4g}' for value in (*ours, *theirs, *ratios))} |")
 
 
