@@ -49,7 +49,7 @@ class Task:
 ORACLES: dict[str, Task] = {
     "field-0.3": Task(lambda: FieldOracle(noise=0.3), 600),
     "field-1.0": Task(lambda: FieldOracle(noise=1.0), 1000),
-    "nonlinear": Task(lambda: NonlinearOracle(noise=0.3, degrees=(2,)), 800),
+    "nonlinear": Task(lambda: NonlinearOracle(noise=0.3, degrees=(2,)), 1000),
     "routed": Task(lambda: RoutedOracle(), 2400),
     "routed-0.3": Task(lambda: RoutedOracle(reach=(0.3, 0.3, 0.3)), 2400),
     "routed-0.4": Task(lambda: RoutedOracle(reach=(0.4, 0.4, 0.4)), 2400),

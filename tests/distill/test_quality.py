@@ -54,7 +54,7 @@ GATES = (
 FLOORS = {
     "field-0.3": (0.99, "perceiver", 0.99, 1),
     "field-1.0": (0.95, "perceiver", 0.995, 3),
-    "nonlinear": (0.93, "perceiver", 0.98, 3),
+    "nonlinear": (0.93, "dsconv", 0.98, 3),
     "routed": (0.93, "dsconv", 0.985, 1),
 }
 RUNS = [
