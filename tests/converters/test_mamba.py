@@ -7,7 +7,7 @@ import torch
 from small import STUDENT, TARGETS, draw, stir, tiny
 
 from converters import create_converter
-from converters.mamba import Block, scan_orders
+from converters.mamba import Block, GridTaps, scan_orders
 from converters.mixers import MIXERS, first_steps, largest_divisor
 from teachers.layout import TokenLayout
 
@@ -149,3 +149,12 @@ def test_first_steps_and_heads():
     assert 0.0009 < steps.min() < 0.0015
     assert 0.08 < steps.max() < 0.101
     assert [largest_divisor(320, 64), largest_divisor(7, 64), largest_divisor(80, 64)] == [64, 7, 40]
+
+
+@pytest.mark.parametrize("grid", [(3, 4, 5), (1, 2, 2), (2, 1, 3)])
+def test_taps_on_the_grid_are_a_convolution_over_three_axes(grid):
+    taps, x = GridTaps(6, grid), draw(2, grid[0] * grid[1] * grid[2], 6).requires_grad_()
+    expected = torch.nn.Conv3d.forward(taps, x.transpose(1, 2).unflatten(2, grid)).flatten(2).transpose(1, 2)
+    torch.testing.assert_close(taps(x), expected, atol=1e-5, rtol=1e-5)
+    ours, theirs = (torch.autograd.grad(y.square().sum(), taps.weight)[0] for y in (taps(x), expected))
+    torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
