@@ -7,13 +7,12 @@ Axes: b clips, h heads, q asking tokens, m tokens of a memory, c channels of a h
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from converters.attention import attend
+from converters.precision import without_autocast
 
 ITERATIONS = 6  # of the pseudo-inverse, as in the paper
 
@@ -55,7 +54,7 @@ def nystrom(q: Tensor, k: Tensor, v: Tensor, landmarks: int) -> Tensor:
     assert tokens == k.shape[-2]
     if landmarks >= tokens:
         return attend(q, k, v)
-    with _no_autocast(q.device.type):
+    with without_autocast(q.device.type):
         given, (q, k, v) = q.dtype, _wide(q, k, v)
         run = torch.arange(tokens, device=q.device) * landmarks // tokens
         member = F.one_hot(run, landmarks).to(q.dtype).T  # (g m)
@@ -84,7 +83,7 @@ def performer(q: Tensor, k: Tensor, v: Tensor, projection: Tensor) -> Tensor:
     softmaxes, the tokens' under each feature and the features' under each asking token, the same quotient has nothing
     that can overflow, and no denominator that can vanish. Source: Choromanski et al., Rethinking attention (2021).
     """
-    with _no_autocast(q.device.type):
+    with without_autocast(q.device.type):
         given, (q, k, v) = q.dtype, _wide(q, k, v)
         w = projection.to(q.dtype).T
         q, k = q * q.shape[-1] ** -0.25, k * k.shape[-1] ** -0.25
@@ -97,11 +96,6 @@ def orthogonal_gaussian(features: int, channels: int) -> Tensor:
     """Rows (f c) that are each standard normal, and at right angles within every run of c, which lowers the error."""
     runs = [nn.init.orthogonal_(torch.empty(channels, channels)) for _ in range(-(-features // channels))]
     return torch.cat(runs)[:features] * torch.randn(features, channels).norm(dim=1, keepdim=True)
-
-
-def _no_autocast(device: str) -> AbstractContextManager[object]:
-    """The meta device has none to switch off."""
-    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
 
 
 def _wide(*parts: Tensor) -> list[Tensor]:

@@ -38,6 +38,13 @@ def zero_linear(d: int, e: int) -> nn.Linear:
     return linear
 
 
+def undecayed(value: Tensor) -> nn.Parameter:
+    """A parameter that weight decay must not pull to 0, though it is a matrix: places, rates. (Mamba's mark for it.)"""
+    parameter = nn.Parameter(value)
+    parameter._no_weight_decay = True  # type: ignore[attr-defined]
+    return parameter
+
+
 def check_count(name: str, value: object, most: int) -> int:
     """An option that must be a whole number from 1 to `most` (a bundle from strangers must not ask for the moon)."""
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from converters.attention import Attention, attend, mlp
 from converters.branch import zero_linear
+from converters.precision import without_autocast
 from converters.resample import Queries, fourier, grid_bands, num_fourier, trilinear
 from teachers.layout import TokenLayout
 
@@ -118,21 +119,27 @@ class Sampler(nn.Module):
     lies beside it, wherever the clip says. They start spread over the cells around.
     """
 
+    low: Tensor
+    span: Tensor
+    cells: Tensor
+
     def __init__(self, student: TokenLayout, width: int, samples: int) -> None:
         super().__init__()
-        self.student, self.samples = student, samples
+        assert student.grid is not None
+        self.grid, self.samples = student.grid, samples
+        low, high = torch.tensor(student.extent).T
+        self.register_buffer("low", low, persistent=False)
+        self.register_buffer("span", high - low, persistent=False)
+        self.register_buffer("cells", torch.tensor(student.grid), persistent=False)
         self.where = zero_linear(width, 3 * samples)
         with torch.no_grad():
             self.where.bias.copy_((2 * evenly(samples) - 1).flatten())
 
     def forward(self, tokens: Tensor, coords: Tensor, content: Tensor) -> Tensor:
         """tokens (b s w) of the grid; queries at coords (q 3) with content (b q w) -> (b q w)."""
-        assert self.student.grid is not None
-        low, high = torch.tensor(self.student.extent, device=coords.device).T
-        grid = torch.tensor(self.student.grid, device=coords.device)
-        cells = (coords - low) / (high - low) * grid - 0.5  # 0 at the first centre
+        own = (coords - self.low) / self.span * self.cells - 0.5  # in cells, 0 at the first centre
         offsets = self.where(content).float().unflatten(-1, (self.samples, 3))
-        return sample(tokens, self.student.grid, cells[:, None] + offsets)
+        return sample(tokens, self.grid, own[:, None] + offsets)
 
 
 class Lookup(nn.Module):
@@ -162,7 +169,8 @@ class Lookup(nn.Module):
         finders = self.finders.to(tokens.dtype).expand(b, 1, -1, -1)
         found = attend(finders, self.keys(tokens)[:, None], self.values(tokens)[:, None])[:, 0]  # (b f c)
         q, k = (x.unflatten(-1, (2, -1)).transpose(0, 1) for x in (self.table(codes), self.names))
-        weights = (q.float() @ k.float().transpose(1, 2) / k.shape[-1] ** 0.5).softmax(dim=-1)  # (2 q f)
+        with without_autocast(q.device.type):
+            weights = (q.float() @ k.float().transpose(1, 2) / k.shape[-1] ** 0.5).softmax(dim=-1)  # (2 q f)
         picked = weights.to(found.dtype) @ found.unflatten(-1, (2, -1)).transpose(1, 2)  # (b 2 q c/2)
         return self.out(picked.transpose(1, 2).flatten(2))
 

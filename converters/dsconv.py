@@ -26,6 +26,7 @@ from converters.branch import (
     trunk_width,
     zero_linear,
 )
+from converters.precision import without_autocast
 from converters.resample import Queries, fourier, grid_bands, num_fourier, trilinear
 from converters.upsample import Upsample, finer_by
 from teachers.layout import TokenLayout
@@ -222,7 +223,8 @@ class DepthwiseConv(nn.Module):
         kept = whole = torch.ones(1, self.taps[0].shape[0], device=self.taps[0].device)
         for taps, cells in zip(self.taps, self.grid, strict=True):
             ones = torch.ones(1, 1, cells, device=taps.device)
-            sums = F.conv1d(ones, taps[:, None], padding=taps.shape[1] // 2)[0].T  # (cells w)
+            with without_autocast(taps.device.type):
+                sums = F.conv1d(ones, taps[:, None], padding=taps.shape[1] // 2)[0].T  # (cells w)
             kept = (kept[:, None] * sums).flatten(0, 1)
             whole = whole * taps.sum(dim=1)
         return whole - kept

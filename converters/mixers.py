@@ -17,7 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from converters.branch import largest_divisor
+from converters.branch import largest_divisor, undecayed
+from converters.precision import without_autocast
 from converters.scan import long_convolution, s4d, selective, ssd
 
 
@@ -58,12 +59,13 @@ class Selective(nn.Module):
         self.controls = 2 * states + self.rank
         self.spread = nn.Parameter(torch.randn(paths, self.rank, inner // paths) * self.rank**-0.5)
         self.step = nn.Parameter(first_steps(inner))
-        self.rate = nn.Parameter(torch.arange(1.0, states + 1).log().repeat(inner, 1))
+        self.rate = undecayed(torch.arange(1.0, states + 1).log().repeat(inner, 1))
         self.through = nn.Parameter(torch.ones(inner))
 
     def forward(self, values: Tensor, controls: Tensor) -> Tensor:
         write, read, dt = controls.split([self.states, self.states, self.rank], dim=-1)
-        dt = torch.einsum("b s g r, g r p -> b s g p", dt.float(), self.spread.float()).flatten(2)
+        with without_autocast(values.device.type):
+            dt = torch.einsum("b s g r, g r p -> b s g p", dt.float(), self.spread.float()).flatten(2)
         y = selective(values, F.softplus(dt + self.step), -self.rate.float().exp(), write, read)
         return y + values * self.through.to(values.dtype)
 
@@ -77,8 +79,8 @@ class S4d(nn.Module):
         super().__init__()
         pairs = max(states // 2, 1)
         self.step = nn.Parameter(torch.empty(inner).uniform_(math.log(1e-3), math.log(1e-1)))
-        self.rate = nn.Parameter(torch.full((inner, pairs), 0.5).log())
-        self.turn = nn.Parameter((torch.pi * torch.arange(pairs, dtype=torch.float32)).repeat(inner, 1))
+        self.rate = undecayed(torch.full((inner, pairs), 0.5).log())
+        self.turn = undecayed((torch.pi * torch.arange(pairs, dtype=torch.float32)).repeat(inner, 1))
         self.read = nn.Parameter(torch.randn(inner, pairs, 2) * 0.5**0.5)
         self.through = nn.Parameter(torch.ones(inner))
 
@@ -113,7 +115,7 @@ class Hyena(nn.Module):
 
     def forward(self, values: Tensor, controls: Tensor) -> Tensor:
         values = values * controls.flatten(2)
-        with torch.autocast(values.device.type, enabled=False):
+        with without_autocast(values.device.type):
             kernel = F.linear(torch.sin(self.hidden(self.lags)), self.filter.weight, self.filter.bias) * self.window
         y = long_convolution(values.float(), kernel).to(values.dtype)
         return y + values * self.through.to(values.dtype)

@@ -21,6 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from converters.precision import without_autocast
+
 CHUNK = 32  # on one core 23 ms at L 2048, d 512, n 16, 8 heads, forward + backward; chunks of 64: 29, of 128: 46
 KERNEL_CHUNK = 64  # of mamba-ssm's kernel, which wants a power of two
 log = logging.getLogger(__name__)
@@ -86,6 +88,11 @@ def selective(x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, *, chunk: 
     if kernel is not None:
         u, step, write, read = (part.movedim(1, -1).contiguous() for part in (x, dt.to(x.dtype), b, c))
         return kernel(u, step, a.float(), write, read).movedim(-1, 1)
+    with without_autocast(x.device.type):  # its backward, which calculates states again, knows of none
+        return _selective(x, dt, a, b, c, chunk=chunk, block=block)
+
+
+def _selective(x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, *, chunk: int, block: int) -> Tensor:
     length, per_group = x.shape[1], x.shape[2] // b.shape[2]
     k = min(chunk, length)
     pad = -length % k
@@ -169,6 +176,11 @@ def s4d(x: Tensor, rate: Tensor, weight: Tensor, *, chunk: int = CHUNK) -> Tenso
     x (b l d) real; rate (d n) complex, real parts negative: step times eigenvalue; weight (d n) complex; y (b l d).
     As products with one small Toeplitz matrix per channel, and states between chunks; six times faster than by FFT.
     """
+    with without_autocast(x.device.type):  # there are no complex numbers of bf16
+        return _s4d(x, rate, weight, chunk=chunk)
+
+
+def _s4d(x: Tensor, rate: Tensor, weight: Tensor, *, chunk: int) -> Tensor:
     batch, length, _ = x.shape
     k = min(chunk, length)
     x = F.pad(x, (0, 0, 0, -length % k)).unflatten(1, (-1, k))  # (b c k d)
@@ -204,9 +216,9 @@ def long_convolution(x: Tensor, kernel: Tensor) -> Tensor:
     return torch.fft.irfft(spectrum, 2 * length)[..., :length].transpose(1, 2)
 
 
-KERNELS = {
-    "ssd": "mamba_ssm.ops.triton.ssd_combined:mamba_chunk_scan_combined",
-    "selective": "mamba_ssm.ops.selective_scan_interface:selective_scan_fn",
+KERNELS = {  # scan -> (module, function, the module that must be there too for the function to run)
+    "ssd": ("mamba_ssm.ops.triton.ssd_combined", "mamba_chunk_scan_combined", "triton"),
+    "selective": ("mamba_ssm.ops.selective_scan_interface", "selective_scan_fn", "selective_scan_cuda"),
 }
 
 
@@ -217,18 +229,20 @@ def _kernel(name: str, x: Tensor) -> Callable[..., Tensor] | None:
     if x.device.type != "cuda" or x.dtype == torch.float64:
         _say(name, f"in torch on {x.device.type}")
         return None
-    function = _installed(name)
-    _say(name, "by mamba-ssm's kernel" if function else "in torch on cuda: mamba-ssm is not installed")
+    function, missing = _installed(name)
+    _say(name, "by mamba-ssm's kernel" if function else f"in torch on cuda: no kernel of mamba-ssm ({missing})")
     return function
 
 
 @functools.cache
-def _installed(name: str) -> Callable[..., Tensor] | None:
-    module, function = KERNELS[name].split(":")
+def _installed(name: str) -> tuple[Callable[..., Tensor] | None, str]:
+    """The kernel, or None and why. (Newer releases of mamba-ssm come without the compiled part of Mamba-1's.)"""
+    module, function, needed = KERNELS[name]
     try:
-        return getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError):
-        return None
+        importlib.import_module(needed)
+        return getattr(importlib.import_module(module), function), ""
+    except (ImportError, AttributeError) as error:
+        return None, str(error)
 
 
 @functools.cache

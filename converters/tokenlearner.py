@@ -14,9 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from converters.attention import Block
-from converters.branch import MAX_BLOCKS, check_choice, check_count, trunk_width
+from converters.branch import MAX_BLOCKS, check_choice, check_count, trunk_width, undecayed
 from converters.decoder import Decoder, GridMix, Places
 from converters.perceiver import check_heads_and_samples
+from converters.precision import without_autocast
 from converters.resample import Queries
 from teachers.layout import TokenLayout
 
@@ -58,6 +59,7 @@ class TokenLearner(nn.Module):
     """
 
     places_of_cells: Tensor
+    places_in_frame: Tensor
 
     def __init__(
         self,
@@ -83,6 +85,9 @@ class TokenLearner(nn.Module):
             "compress": compress,
         }
         self.register_buffer("places_of_cells", student.centres(), persistent=False)
+        low, high = torch.tensor(student.extent)[1:].T
+        frame = self.places_of_cells[: student.grid[1] * student.grid[2], 1:]
+        self.register_buffer("places_in_frame", (frame - low) / (high - low), persistent=False)
         self.project = nn.Linear(student.dim, width)
         self.neighbours = nn.Sequential(GridMix(student.grid, width), GridMix(student.grid, width))
         self.places = Places(student, targets, width)
@@ -100,14 +105,16 @@ class TokenLearner(nn.Module):
         memory = memory + self.places.code(features).unflatten(0, places.shape[:2]).to(memory.dtype)
         if self.places.special is not None:
             special = tokens[:, self.student.num_grid_tokens :] + self.places.special.to(tokens.dtype)
-            memory, sizes = torch.cat([memory, special], dim=1), F.pad(sizes, (0, special.shape[1]), value=1)
-        bias = None if self.score is not None else sizes.log()[:, None, None]
+            memory = torch.cat([memory, special], dim=1)
+            sizes = None if sizes is None else F.pad(sizes, (0, special.shape[1]), value=1)
+        bias = None if sizes is None else sizes.log()[:, None, None]
         for block in self.mix:
             memory = block(memory, bias)
         return self.decoder(tokens, memory, self.places, queries, bias=bias)
 
-    def compress(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(b s w) -> the compressed (b m w), their mean places (b m 3) float32, how many tokens each holds (b m)."""
+    def compress(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """(b s w) -> the compressed (b m w), their mean places (b m 3) float32, how many tokens each holds (b m): None
+        where they are learned, each of all cells."""
         assert self.student.grid is not None
         t, grid = self.student.grid[0], self.student.num_grid_tokens
         frames = tokens[:, :grid].unflatten(1, (t, -1)).flatten(0, 1)  # (b*t p w)
@@ -115,14 +122,12 @@ class TokenLearner(nn.Module):
         if self.score is None:
             pooled, places, sizes = merge(frames, places, self.tokens)
         else:
-            (_, low_y, low_x), (_, high_y, high_x) = torch.tensor(self.student.extent, device=places.device).T
-            corner = torch.stack([low_y, low_x])
-            within = (places[0, :, 1:] - corner) / (torch.stack([high_y, high_x]) - corner)
-            weights = self.score(frames, within)  # (b*t n p)
-            pooled, places = weights.to(frames.dtype) @ frames, weights @ places
-            sizes = places.new_full(places.shape[:2], frames.shape[1] / self.tokens)
+            weights = self.score(frames, self.places_in_frame)  # (b*t n p)
+            pooled, sizes = weights.to(frames.dtype) @ frames, None
+            with without_autocast(places.device.type):
+                places = weights @ places
         pooled, places = (part.unflatten(0, (-1, t)).flatten(1, 2) for part in (pooled, places))
-        return pooled, places, sizes.unflatten(0, (-1, t)).flatten(1)
+        return pooled, places, None if sizes is None else sizes.unflatten(0, (-1, t)).flatten(1)
 
 
 class Score(nn.Module):
@@ -139,7 +144,7 @@ class Score(nn.Module):
         nn.init.normal_(logits.weight, std=1.5 * HIDDEN**-0.5)
         self.content = nn.Sequential(nn.LayerNorm(width), hidden, nn.GELU(), logits)
         steps = torch.tensor([0.7548777, 0.5698403])  # powers of 1 / 1.3247, the root of x^3 = x + 1: spread evenly
-        self.centres = nn.Parameter((0.5 + torch.arange(1, tokens + 1)[:, None] * steps) % 1)
+        self.centres = undecayed((0.5 + torch.arange(1, tokens + 1)[:, None] * steps) % 1)
         self.log_width = nn.Parameter(torch.full((tokens,), -0.5).mul_(torch.tensor(float(tokens)).log()))
 
     def forward(self, frames: Tensor, within: Tensor) -> Tensor:
@@ -153,8 +158,8 @@ def merge(tokens: Tensor, places: Tensor, count: int) -> tuple[Tensor, Tensor, T
     """Merge alike tokens of (b p w) with places (b p 3) until `count` are left: (b n w), (b n 3), sizes (b n) float32.
 
     In rounds: every other token points at the most alike of the rest, and those that agree best are merged into it,
-    at most half of all a round. A merged token is the mean of its members, and so is its place. Deterministic; the
-    choice carries no gradient.
+    at most half of all a round. A merged token is the mean of its members, and so is its place. Deterministic on a CPU
+    (on a GPU sums differ in their last bits, which may tip a choice); the choice carries no gradient.
     """
     sizes = places.new_ones(places.shape[:2])
     while tokens.shape[1] > count:
@@ -164,7 +169,7 @@ def merge(tokens: Tensor, places: Tensor, count: int) -> tuple[Tensor, Tensor, T
 
 def _merge_once(tokens: Tensor, places: Tensor, sizes: Tensor, number: int) -> tuple[Tensor, Tensor, Tensor]:
     rows = torch.cat([tokens.float(), places, torch.ones_like(sizes)[..., None]], dim=-1) * sizes[..., None]
-    with torch.no_grad():
+    with torch.no_grad(), without_autocast(tokens.device.type):
         alike = F.normalize(tokens.float(), dim=-1)
         agreement, partner = (alike[:, ::2] @ alike[:, 1::2].transpose(1, 2)).max(dim=-1)
         order = agreement.argsort(dim=1, descending=True, stable=True)

@@ -205,11 +205,11 @@ def schedule(step: int, *, steps: int, warmup: float) -> float:
 def parameter_groups(
     parameters: Mapping[str, nn.Parameter], *, lr: float, slow: Mapping[str, float], weight_decay: float
 ) -> list[dict]:
-    """One group per (rate, decay). Vectors (norms, biases) are not decayed."""
+    """One group per (rate, decay). Vectors (norms, biases) are not decayed, nor what is marked `_no_weight_decay`."""
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in parameters.items():
         rate = lr * next((share for part, share in slow.items() if part in name.split(".")), 1.0)
-        decay = weight_decay if parameter.ndim > 1 else 0.0
+        decay = weight_decay if parameter.ndim > 1 and not getattr(parameter, "_no_weight_decay", False) else 0.0
         groups.setdefault((rate, decay), []).append(parameter)
     return [{"params": members, "lr": rate, "weight_decay": decay} for (rate, decay), members in groups.items()]
 

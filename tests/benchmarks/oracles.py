@@ -25,6 +25,7 @@ from torch import Tensor
 from converters import create_converter
 from converters.converter import Converter
 from converters.ridge import NormalEquations
+from distill.engine import parameter_groups
 from distill.oracles import MEDIUM, FieldOracle, NonlinearOracle, Oracle, RetrievalOracle, RoutedOracle
 
 HELD_OUT_SEED, HELD_OUT_CLIPS = 2026, 500  # drawn for no design and for no learning rate
@@ -172,12 +173,8 @@ def train(
 ) -> int:
     """AdamW, 5% warm-up, cosine, clipping at 1; the skip at a tenth of the rate. The step whose weights are kept: the
     last, or the one of the best R2 in `choose`, the start among them."""
-    skips = set(converter.skips.parameters())
-    groups = [
-        {"params": [p for p in converter.parameters() if p not in skips], "lr": lr},
-        {"params": list(skips), "lr": lr / 10},
-    ]
-    optimizer = torch.optim.AdamW([g for g in groups if g["params"]], betas=(0.9, 0.99), weight_decay=decay, fused=True)
+    groups = parameter_groups(dict(converter.named_parameters()), lr=lr, slow={"skips": 0.1}, weight_decay=decay)
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.99), fused=True)
     warmup = max(1, steps // 20)
     schedule = torch.optim.lr_scheduler.SequentialLR(
         optimizer,

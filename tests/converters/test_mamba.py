@@ -60,6 +60,21 @@ def test_every_option_learns_and_stays_close_in_bf16(mixer, local, orders, token
         assert (rough[name] - y).norm() <= 0.03 * y.norm()
 
 
+@pytest.mark.parametrize("mixer", MIXERS)
+def test_every_mixer_trains_in_bf16_over_several_chunks(mixer):
+    student = TokenLayout((3, 4, 5), 24)  # 60 tokens, a chunk has 32
+    converter = stir(tiny("mamba", student=student, options=OPTIONS | {"mixer": mixer}))
+    found = []
+    for dtype in (torch.float32, torch.bfloat16):
+        converter.zero_grad()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+            answers = converter(draw(2, *student.shape), standardised=True)
+        sum(y.square().mean() for y in answers.values()).backward()
+        found.append(torch.cat([part.grad.flatten() for part in converter.parameters()]))
+    exact, rough = found
+    assert (rough - exact).norm() <= 0.1 * exact.norm()
+
+
 @pytest.mark.parametrize("mixer", [name for name in MIXERS if name != "ssd"])
 def test_every_mixer_exports_with_any_batch(mixer, tokens):
     """(The default stands in the contract.) On a shorter student, for a graph holds every step of Mamba-1's scan."""

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from converters.branch import undecayed
 from distill.engine import Engine, load_parameters, parameter_groups, schedule
 from shards.ranks import Ranks
 
@@ -125,6 +126,8 @@ def test_vectors_do_not_decay_and_slow_parts_have_a_share_of_the_rate() -> None:
         "skips.weight": (0.1, 0.02),
         "skips.bias": (0.1, 0.0),
     }
+    marked = {"places": undecayed(torch.ones(3, 2))}
+    assert parameter_groups(marked, lr=1.0, slow={}, weight_decay=0.02)[0]["weight_decay"] == 0.0
 
 
 def test_gradients_are_clipped(ranks: Ranks) -> None:
