@@ -1,35 +1,28 @@
-"""Times every scan against mambapy's: forward + backward, fp32, milliseconds of one core, best of several.
+"""Times every scan against mambapy's, and the mamba family's branch with each: forward + backward, fp32, in turn.
 
-OMP_NUM_THREADS=1 python tests/benchmarks/scan.py --mambapy /path/to/it
+python tests/benchmarks/scan.py --mambapy DIR
 
-mambapy is needed for this table alone: pip install --no-deps --target /path/to/it mambapy
+mambapy is needed for the ratios alone: pip install --no-deps --target DIR mambapy. Its algorithm is `selective`'s,
+Mamba-1; the others are what one would take instead.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-import time
 from collections.abc import Callable
+from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
+from timing import Runs, medians
 from torch import Tensor
 
 from converters import create_converter, mixers
 from converters.scan import long_convolution, s4d, selective, ssd
 from teachers.layout import TokenLayout
 
-
-def best(step: Callable[[], object], repeats: int) -> float:
-    """Milliseconds of the fastest call, after one to warm up."""
-    step()
-    times = []
-    for _ in range(repeats):
-        begin = time.process_time()
-        step()
-        times.append(time.process_time() - begin)
-    return 1000 * min(times)
+MAMBAPY = "mambapy"
 
 
 def trained(scan: Callable[..., Tensor], *given: Tensor) -> Callable[[], object]:
@@ -59,24 +52,33 @@ def mambapy_scan(path: str) -> Callable[..., Tensor] | None:
     return scan
 
 
-def family_steps(other: Callable[..., Tensor] | None) -> None:
+def table(label: str, runs: Runs, rounds: int) -> None:
+    """Medians, and what share of the first they are, if that is mambapy's."""
+    times = medians(runs, rounds)
+    reference = times.get(MAMBAPY, float("nan"))
+    print(f"\n| {label} | ms | of mambapy |\n|---|---|---|")
+    for name, spent in times.items():
+        print(f"| {name} | {spent:.1f} | {spent / reference:.3f} |", flush=True)
+
+
+def branch_steps(other: Callable[..., Tensor] | None) -> Runs:
     """A training step of the whole branch, full geometry, one clip: every mixer, and Mamba-1 on mambapy's scan."""
     student, targets = TokenLayout((8, 16, 16), 1024), {"videomae": TokenLayout((8, 14, 14), 768)}
-    x, spent = torch.randn(1, *student.shape), {}
-    print(f"{'branch':22} {'ms':>8} {'of mambapy':>11}", flush=True)
-    for name, mixer in [("on mambapy", "selective"), *((name, name) for name in mixers.MIXERS)]:
-        if name == "on mambapy" and other is None:
-            continue
-        branch = create_converter("mamba", student=student, targets=targets, options={"mixer": mixer})
-        queries = branch.queries()
-        torch.nn.init.normal_(branch.branch.outputs["videomae"].weight, std=0.02)
-        ours = mixers.selective
-        mixers.selective = other if name == "on mambapy" else ours  # type: ignore[assignment]
-        try:
-            spent[name] = best(lambda: branch.branch(x, queries)["videomae"].square().mean().backward(), 2)  # noqa: B023
-        finally:
-            mixers.selective = ours
-        print(f"{name:22} {spent[name]:8.1f} {spent[name] / spent.get('on mambapy', float('nan')):11.4f}", flush=True)
+    x = torch.randn(1, *student.shape)
+
+    def step(mixer: str, scan: Callable[..., Tensor]) -> Callable[[], object]:
+        converter = create_converter("mamba", student=student, targets=targets, options={"mixer": mixer})
+        branch, queries = converter.branch, converter.queries()
+        torch.nn.init.normal_(branch.outputs["videomae"].weight, std=0.02)
+
+        def run() -> object:
+            with patch.object(mixers, "selective", scan):
+                return branch(x, queries)["videomae"].square().mean().backward()
+
+        return run
+
+    ours = {name: step(name, selective) for name in mixers.MIXERS}
+    return ({MAMBAPY: step("selective", other)} if other else {}) | ours
 
 
 def main() -> None:
@@ -84,9 +86,11 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=2048)
     parser.add_argument("--width", type=int, default=512)
     parser.add_argument("--states", type=int, default=16)
-    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--mambapy", default="", help="folder that holds the package mambapy")
     arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
     l, d, n, heads = arguments.length, arguments.width, arguments.states, arguments.width // 64
     x, b, c = torch.randn(1, l, d), torch.randn(1, l, 1, n), torch.randn(1, l, 1, n)
     steps, a = F.softplus(torch.randn(1, l, d) - 4), -torch.arange(1.0, n + 1).expand(d, n)
@@ -100,13 +104,9 @@ def main() -> None:
     other = mambapy_scan(arguments.mambapy)
     if other is None:
         print("mambapy is not there: its time and the ratios are left out (see --help)")
-    reference = best(trained(other, x, steps, a, b, c), 5) if other else float("nan")
-    print(f"{'scan':12} {'ms':>8} {'of mambapy':>11}", flush=True)
-    print(f"{'mambapy':12} {reference:8.1f} {1.0:11.4f}", flush=True)
-    for name, task in tasks.items():
-        spent = best(task, arguments.repeats)
-        print(f"{name:12} {spent:8.1f} {spent / reference:11.4f}", flush=True)
-    family_steps(other)
+    reference = {MAMBAPY: trained(other, x, steps, a, b, c)} if other else {}
+    table("scan", reference | tasks, arguments.rounds)
+    table("branch", branch_steps(other), arguments.rounds)
 
 
 if __name__ == "__main__":
