@@ -8,6 +8,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -162,27 +163,63 @@ class RunFolder:
 
 def newest_checkpoints(folders: Sequence[RunFolder]) -> list[Checkpoint] | None:
     """Of every folder the checkpoint of the newest step that all of them have whole, since a run may be killed between
-    saving in one and in the next; None where one has none at all: nothing has been saved in all of them yet.
+    saving in one and in the next; None where nothing has been saved yet, or not in all at the very first time.
 
-    Raises ValueError where there are checkpoints, but no step of which all are whole.
+    Raises ValueError where one folder has no checkpoint and others would lose theirs by starting again with it, and
+    where there is no step of which all checkpoints are whole.
     """
     saved = [{path.name: path for path in folder.saved()} for folder in folders]
     if not all(saved):
+        check_first_save(folders)
         return None
     for name in sorted(set.intersection(*(set(paths) for paths in saved)), reverse=True):
         try:
             return [read_checkpoint(path := paths[name]) for paths in saved]
         except (OSError, ValueError, SafetensorError) as error:
             log.warning("%s is damaged (%s); it is passed over", path, error)
-    count = sum(map(len, saved))
     if len(folders) == 1:
-        rule = f"all {count} checkpoints are damaged; delete the folder to start from step 0"
+        rule = f"all {len(saved[0])} checkpoints are damaged; delete the folder to start from step 0"
         raise ValueError(f"{folders[0].checkpoints}: {rule}")
-    names = ", ".join(folder.path.name for folder in folders)
+    raise ValueError(f"{folders[0].path.parent}: no step is whole for all contestants: {catching_up(folders)}")
+
+
+def check_first_save(folders: Sequence[RunFolder]) -> None:
+    """Raises ValueError where some folders have checkpoints, others none, and no kill at the first save explains it."""
+    having = [folder for folder in folders if folder.saved()]
+    without = [folder for folder in folders if not folder.saved()]
+    if all(len(folder.saved()) == 1 and not (folder.path / "summary.json").exists() for folder in having):
+        return
+    rest, names = (",".join(folder.path.name for folder in group) for group in (having, without))
+    listed = ", ".join(str(folder.path) for folder in without)
     raise ValueError(
-        f"{folders[0].path.parent}: of its {count} checkpoints no step is whole for all of {names}; continue one of "
-        f"them with recipe={folders[0].path / 'recipe.yaml'}, or start anew with another run.name"
+        f"{listed}: no checkpoint, but there are some of {rest}, which would start again with it. Give the same "
+        f"command with contest=[{names}] train.resume=auto run.name={folders[0].run} to train {names} from step 0, "
+        f"with contest=[{rest}] to continue without, or rename {folders[0].path.parent} to start all anew"
     )
+
+
+def catching_up(folders: Sequence[RunFolder]) -> str:
+    """Which steps every folder has whole, and the command that brings those behind to the others."""
+    steps = {folder.path.name: whole_steps(folder) for folder in folders}
+    listed = "; ".join(f"{name} has {', '.join(map(str, found)) or 'none'}" for name, found in steps.items())
+    newest = max((found[-1] for found in steps.values() if found), default=0)
+    if not newest:
+        damaged = ", ".join(str(folder.checkpoints) for folder in folders)
+        return f"{listed}. Delete {damaged} to start from step 0"
+    behind = ",".join(name for name, found in steps.items() if not found or found[-1] < newest)
+    return (
+        f"{listed}. Give the same command with contest=[{behind}] train.resume=auto run.name={folders[0].run}, which "
+        f"trains {behind} to the end; then continue all"
+    )
+
+
+def whole_steps(folder: RunFolder) -> list[int]:
+    """The steps of the checkpoints that can be read, oldest first."""
+    steps = []
+    for path in folder.saved():
+        with suppress(OSError, ValueError, SafetensorError):
+            steps.append(read_checkpoint(path)[0]["step"])
+    return steps
 
 
 def checkpoint_name(step: int) -> str:
