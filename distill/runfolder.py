@@ -39,17 +39,16 @@ class RunFolder:
     def open(cls, path: Path, *, part: str | None = None, resume: bool, ranks: Ranks) -> RunFolder:
         """The folder of the run at `path`, or of its contestant `part`: a new one, or with `resume` one that may exist.
 
-        Raises FileExistsError for any other run that holds a file, and for a contestant who comes to a run that has
-        saved others: they would all start again with it.
+        Raises FileExistsError for any other run that holds a file, for a plain run in a contest's place or the reverse,
+        and for a contestant who comes to a run that has saved others: they would all start again with it.
         """
         own = path / part if part else path
 
         def make() -> None:
             if ranks.main and not resume and any(not file.is_dir() for file in path.rglob("*")):
                 raise FileExistsError(f"{path} exists; choose another run.name, or continue it with train.resume=auto")
-            others = part and not (own / "recipe.yaml").exists() and any(path.glob("*/checkpoints/step-*"))
-            if ranks.main and others:
-                raise FileExistsError(f"{path} was started without {part}; continue it so, or choose another run.name")
+            if ranks.main and (problem := misplaced(path, part)):
+                raise FileExistsError(f"{path} {problem}, or choose another run.name")
             own.mkdir(parents=True, exist_ok=True)
 
         ranks.first(make)
@@ -159,6 +158,20 @@ class RunFolder:
     def saved(self) -> list[Path]:
         """Complete checkpoints, oldest first."""
         return sorted(self.checkpoints.glob("step-*")) if self.checkpoints.exists() else []
+
+
+def misplaced(path: Path, part: str | None) -> str | None:
+    """Why the run at `path` cannot go on as a plain one, or as a contest with the contestant `part`, and what to do."""
+    inside = sorted(recipe.parent.name for recipe in path.glob("*/recipe.yaml"))
+    own = path / (inside[0] if inside else "") / "recipe.yaml"
+    alone = f"recipe={own} train.resume=auto run.dir={own.parent.parent} run.name={own.parent.name}"
+    if part is None and inside:
+        return f"holds a contest of {', '.join(inside)}; continue it so, or one of them with {alone}"
+    if part and (path / "recipe.yaml").exists():
+        return f"holds a run without a contest; continue it with {alone}"
+    if part and part not in inside and any(path.glob("*/checkpoints/step-*")):
+        return f"was started without {part}; continue it so"
+    return None
 
 
 def newest_checkpoints(folders: Sequence[RunFolder]) -> list[Checkpoint] | None:

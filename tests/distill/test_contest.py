@@ -68,7 +68,8 @@ def test_every_contestant_ends_as_alone(tiny: list[str], tmp_path: Path, capsys:
         assert set(found) == set(json.loads((tmp_path / "runs" / family / "summary.json").read_text()))
         assert set(found["floors"]) == FLOORS and found["family"] == family
         assert set(found["lead"]) == set(OPTIONS) - {family}
-        assert f"{family}/mlp" in text and f"bundle    {top / family / 'bundle'}" in text
+        assert any(line.startswith(f"{family}/mlp ") for line in text.splitlines())
+        assert f"bundle    {top / family / 'bundle'}" in text
     assert [sum(line.startswith(f"{floor} ") for line in text.splitlines()) for floor in ("ridge", "skip")] == [1, 1]
     assert "gain over ridge, paired" in text and f"run       {top}" in text
 
@@ -76,7 +77,17 @@ def test_every_contestant_ends_as_alone(tiny: list[str], tmp_path: Path, capsys:
     assert all(f"{family} ({family})" in table for family in OPTIONS) and table.count("*") == 2
 
 
-def test_a_contestants_recipe_trains_it_alone(tiny: list[str], tmp_path: Path) -> None:
+@pytest.fixture
+def starts(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The steps at which training has started."""
+    seen: list[int] = []
+    monkeypatch.setattr(
+        run, "train", lambda *a, start, train=run.train, **o: (seen.append(start), train(*a, start=start, **o))
+    )
+    return seen
+
+
+def test_a_contestants_recipe_trains_it_alone(tiny: list[str], tmp_path: Path, starts: list[int]) -> None:
     words = [*contest(tiny, "mamba", "perceiver"), "evaluate.floors=[ridge,skip]"]
     assert run.main([*words, "run.name=both"]) == 0
     own = tmp_path / "runs" / "both" / "mamba"
@@ -84,7 +95,7 @@ def test_a_contestants_recipe_trains_it_alone(tiny: list[str], tmp_path: Path) -
     assert_same_run(own, tmp_path / "again")
     metrics = (own / "metrics.jsonl").read_text()
     assert run.main([f"recipe={own / 'recipe.yaml'}", "train.resume=auto"]) == 0  # it is a run folder like any other
-    assert (own / "metrics.jsonl").read_text() == metrics
+    assert (own / "metrics.jsonl").read_text() == metrics and starts == [0, 0, 12]
 
 
 def test_all_is_read_once(tiny: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,7 +124,7 @@ class Killed(BaseException):
 
 @pytest.mark.parametrize("at", [5, 10])
 def test_a_kill_between_two_folders_is_survived(
-    at: int, tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    at: int, tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, starts: list[int]
 ) -> None:
     """The first contestant has saved a step, the second has not: both go on from the last step that both have."""
     words = [*contest(tiny, "mamba", "dsconv"), "evaluate.floors=[ridge,skip,mlp]", "train.resume=auto"]
@@ -132,17 +143,15 @@ def test_a_kill_between_two_folders_is_survived(
     saved = {name: RunFolder(tmp_path / "runs" / "broken" / name).saved() for name in ("mamba", "dsconv")}
     assert [len(paths) for paths in saved.values()] == [at // 5, at // 5 - 1]
 
-    seen: list[int] = []
-    monkeypatch.setattr(
-        run, "train", lambda *a, start, train=run.train, **o: (seen.append(start), train(*a, start=start, **o))
-    )
     assert run.main([*words, "run.name=broken"]) == 0
-    assert seen == [at - 5]
+    assert starts == [0, 0, at - 5]
     for name in ("mamba", "dsconv"):
         assert_same_run(tmp_path / "runs" / "broken" / name, tmp_path / "runs" / "whole" / name)
 
 
-def test_who_may_continue_a_contest(tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_who_may_continue_a_contest(
+    tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], starts: list[int]
+) -> None:
     floors = ["evaluate.floors=[ridge]", "run.name=run"]
     assert run.main([*contest(tiny, "mamba", "dsconv"), *floors, "train.steps=5"]) == 0
     metrics = {name: (tmp_path / "runs" / "run" / name / "metrics.jsonl").read_text() for name in ("mamba", "dsconv")}
@@ -153,6 +162,7 @@ def test_who_may_continue_a_contest(tiny: list[str], tmp_path: Path, capsys: pyt
             [*contest(tiny, "mamba", "perceiver"), "train.resume=auto"],
             "run was started without perceiver; continue it so",
         ),
+        ([*alone(tiny, "mamba"), "train.resume=auto"], "run holds a contest of dsconv, mamba; continue it so"),
         (
             [*contest(tiny, "mamba", "dsconv"), "train.resume=auto", "contest.dsconv.skip=none"],
             "dsconv was started with other settings: converter.skip was linear, now none",
@@ -162,6 +172,7 @@ def test_who_may_continue_a_contest(tiny: list[str], tmp_path: Path, capsys: pyt
         assert problem in capsys.readouterr().err
     assert sorted(path.name for path in (tmp_path / "runs" / "run").iterdir()) == ["dsconv", "mamba"]
     assert run.main([*contest(tiny, "dsconv"), *floors, "train.steps=5", "train.resume=auto"]) == 0
+    assert starts == [0, 5]
     for name, text in metrics.items():
         assert (tmp_path / "runs" / "run" / name / "metrics.jsonl").read_text() == text
 

@@ -43,6 +43,21 @@ def test_an_existing_run_is_refused_unless_resumed(folder: RunFolder) -> None:
         RunFolder.open(folder.path / "recipe.yaml", resume=False, ranks=Ranks())
 
 
+def test_a_contest_and_a_plain_run_do_not_share_a_folder(folder: RunFolder, tmp_path: Path) -> None:
+    folder.write("recipe.yaml", "recipe: x\n")
+    fix = r"recipe=.*runs/one/recipe\.yaml train\.resume=auto run\.dir=.*runs run\.name=one, or choose another"
+    with pytest.raises(FileExistsError, match=f"runs/one holds a run without a contest; continue it with {fix}"):
+        RunFolder.open(folder.path, part="mamba", resume=True, ranks=Ranks())
+    assert not (folder.path / "mamba").exists()
+    both = [RunFolder.open(tmp_path / "both", part=part, resume=True, ranks=Ranks()) for part in ("mamba", "dsconv")]
+    for part in both:
+        part.write("recipe.yaml", "recipe: x\n")
+    fix = r"recipe=.*both/dsconv/recipe\.yaml train\.resume=auto run\.dir=.*both run\.name=dsconv, or choose another"
+    with pytest.raises(FileExistsError, match=f"both holds a contest of dsconv, mamba; .* one of them with {fix}"):
+        RunFolder.open(tmp_path / "both", resume=True, ranks=Ranks())
+    assert RunFolder.open(both[0].path, resume=True, ranks=Ranks()).path == both[0].path, "its own recipe does so"
+
+
 def test_only_rank_0_writes(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path, writes=False)
     folder.log(1, "train", "loss", 0.5)
