@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from distill.floors import Floors
+from distill.naming import named
 from distill.runfolder import RunFolder, newest_checkpoints
 from distill.train import Learner
 from shards.ranks import Ranks
@@ -66,7 +67,10 @@ def saver(
     call it."""
 
     def save(step: int) -> None:
-        states = {learner.name: learner.engine.state() for learner in learners}
+        states = {}
+        for learner in learners:
+            with named(learner.name):
+                states[learner.name] = learner.engine.state()
 
         def write() -> None:
             for name, folder in folders.items():

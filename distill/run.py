@@ -18,6 +18,7 @@ from distill.cost import measure_cost
 from distill.engine import Engine, load_parameters
 from distill.evaluate import finite, score, space_digest, summarise
 from distill.floors import MAIN, Floors
+from distill.naming import named
 from distill.objective import TERMS, Objective
 from distill.report import end_table, model_card
 from distill.resume import States, flatten, resume_point, saver
@@ -116,7 +117,7 @@ def build_converters(recipes: Mapping[str, Recipe], features: Features) -> dict[
     for name, recipe in recipes.items():
         spec = recipe.converter
         assert spec is not None, name
-        try:
+        with named(name):
             converter = create_converter(
                 spec.family,
                 student=layouts[STUDENT],
@@ -126,8 +127,6 @@ def build_converters(recipes: Mapping[str, Recipe], features: Features) -> dict[
                 options=spec.options,
                 seed=recipe.train.seed,
             )
-        except ValueError as error:
-            raise ValueError(f"{name}: {error}") from None
         found[name] = converter.to(features.ranks.device)
     return found
 
@@ -140,11 +139,12 @@ def build_learners(recipe: Recipe, floors: Floors, saved: Mapping[str, States], 
     learners = []
     for name, converter in floors.trained.items():
         objective = Objective(converter, weights=weights, gram_tokens=recipe.objective.gram_tokens)
-        if name in states:
-            load_parameters(objective, states[name])
-        engine = build_engine(recipe, objective, precision, ranks)
-        if name in states:
-            engine.restore(states[name])
+        with named(name):
+            if name in states:
+                load_parameters(objective, states[name])
+            engine = build_engine(recipe, objective, precision, ranks)
+            if name in states:
+                engine.restore(states[name])
         count = floors.queries(name, setting.queries)
         positions = sampled_positions(converter.targets, count=count, seed=setting.seed)
         learners.append(Learner(name, engine, positions))

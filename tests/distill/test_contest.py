@@ -16,6 +16,7 @@ from converters.converter import Converter
 from distill import evaluate, fit, floors, run, scoreboard
 from distill.floors import MAIN, Floors
 from distill.runfolder import RunFolder, read_metrics
+from recipes.compose import load_recipe
 from shards import FeatureStore
 from shards.ranks import Ranks
 
@@ -219,6 +220,26 @@ def test_floors_that_agree_are_made_once(store: FeatureStore, monkeypatch: pytes
     assert made.part("c", {"a": 1, "c": 2, "skip": 3, "a/mlp": 4}) == {MAIN: 2, "skip": 3, "mlp": 4}
     assert made.joined({"c": {MAIN: 2, "mlp": 4}, "d": {MAIN: 5}}) == {"c": 2, "a/mlp": 4, "d": 5}
     assert (made.queries("a/mlp", 9), made.queries("a", 9), made.queries("skip", None)) == (128, 9, None)
+
+
+def test_a_floor_that_one_has_no_room_for_is_its_owners(store: FeatureStore, caplog: pytest.LogCaptureFixture) -> None:
+    """An MLP of less than one hidden unit is none."""
+    unit, biases = 12, 4
+    linear = branch(store, "linear").num_parameters()
+    size = ((linear - biases) // unit + 1) * unit + biases
+    small = branch(store, parameters=size, skip="none")
+    assert 0 < small.num_parameters() - linear < unit + biases
+    made = Floors({"small": small, "wide": branch(store)}, store, asked=["ridge", "mlp"], seed=0, ranks=Ranks())
+    assert made.labels["small"] == {MAIN: "small", "ridge": "ridge"}
+    assert made.labels["wide"] == {MAIN: "wide", "ridge": "ridge", "mlp": "wide/mlp"}
+    assert caplog.messages == [f"small: no mlp floor: a converter of {size} parameters leaves it none"]
+
+
+def test_a_state_of_another_converter_is_named_after_its_learner(tiny: list[str], store: FeatureStore) -> None:
+    made = Floors({"small": branch(store)}, store, asked=[], seed=0, ranks=Ranks())
+    saved = {"small": {MAIN: {"parameter/elsewhere": torch.zeros(1)}}}
+    with pytest.raises(ValueError, match=r"^small: the checkpoint is of another converter"):
+        run.build_learners(load_recipe(tiny), made, saved, Ranks())
 
 
 def test_floors_of_another_space_are_made_for_themselves(store: FeatureStore) -> None:
