@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from converters import create_converter
 from converters.converter import Converter
-from distill import evaluate, fit, floors, run, scoreboard
+from distill import evaluate, fit, floors, run, scoreboard, selection
 from distill.floors import MAIN, Floors
 from distill.runfolder import RunFolder, read_metrics
 from recipes.compose import load_recipe
@@ -188,6 +188,22 @@ def test_a_contestant_that_cannot_be_is_named(
     assert "error: perceiver: latents is 0" in capsys.readouterr().err
     assert not [path for path in (tmp_path / "runs").rglob("*") if path.is_file()]
     assert run.main([*words, "train.steps=1", "evaluate.floors=[]"]) == 0, "the name was free"
+
+
+def test_what_is_not_a_number_is_written_as_none(
+    tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def undefined(converters: dict[str, Converter], *rest: Any, **options: Any) -> dict[str, dict[str, float]]:
+        return {name: {"videomae": float("nan")} for name in converters}
+
+    monkeypatch.setattr(run, "validation_r2c", undefined)
+    monkeypatch.setattr(selection, "validation_r2c", undefined)
+    words = ["evaluate.floors=[ridge]", "train.steps=6", "run.name=run"]
+    assert run.main([*contest(tiny, "mamba", "dsconv"), *words]) == 0
+    for name in ("mamba", "dsconv"):
+        text = (tmp_path / "runs" / "run" / name / "metrics.jsonl").read_text()
+        found = [json.loads(line)["value"] for line in text.splitlines() if '"r2c"' in line]
+        assert found == [None, None] and "NaN" not in text
 
 
 def branch(store: FeatureStore, family: str = "mlp", *, parameters: int = 200, **words: Any) -> Converter:

@@ -18,12 +18,12 @@ TREE = {
     "runner": 1,
     "train": {"steps": 3, "resume": "no", "checkpoint_every": 5, "validate_every": 2, "betas": [0.9, 0.99]},
     "converter": {"options": {}, "family": "linear"},
+    "contest": {},
 }
 FLAT = {
     "runner": 1,
     "train.steps": 3,
     "train.betas": [0.9, 0.99],
-    "converter.options": {},
     "converter.family": "linear",
 }
 
@@ -41,6 +41,9 @@ def test_resume_point(tmp_path: Path) -> None:
     assert resume_point(folder, {"one": settings}, resume=False) == (0, {})
     step, states = resume_point(folder, {"one": settings}, resume=True)
     assert step == 4 and int(states["one"]["converter"]["step"]) == 4
+    before = {key: value for key, value in settings.items() if key != "contest"} | {"converter.options": {}}
+    folder["one"].save_checkpoint(5, {"converter": {"step": torch.tensor(5)}}, {"settings": before})
+    assert resume_point(folder, {"one": settings}, resume=True)[0] == 5
     with pytest.raises(ValueError, match=r"train\.steps was 3, now 9; x was None, now 1\. Give the old ones"):
         resume_point(folder, {"one": settings | {"train.steps": 9, "x": 1}}, resume=True)
 
