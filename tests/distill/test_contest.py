@@ -150,6 +150,35 @@ def test_a_kill_between_two_folders_is_survived(
         assert_same_run(tmp_path / "runs" / "broken" / name, tmp_path / "runs" / "whole" / name)
 
 
+def test_who_fell_behind_catches_up_as_advised(
+    tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Killed between two folders, then one continued without the other: no step is left that both have."""
+    options = ["evaluate.floors=[ridge]", "train.resume=auto", "run.name=run"]
+    both, top = [*contest(tiny, "mamba", "dsconv"), *options], tmp_path / "runs" / "run"
+    save = RunFolder.save_checkpoint
+
+    def dies(folder: RunFolder, step: int, *rest: Any) -> None:
+        if folder.path.name == "dsconv" and step == 10:
+            raise Killed
+        save(folder, step, *rest)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(RunFolder, "save_checkpoint", dies)
+        run.main(both)
+    assert run.main([*contest(tiny, "mamba"), *options]) == 0
+    before = (top / "mamba" / "metrics.jsonl").read_text()
+    capsys.readouterr()
+    assert run.main(both) == 1
+    said = capsys.readouterr().err
+    assert "mamba has 10, 12; dsconv has 5. Give the same command with contest=[dsconv] train.resume=auto" in said
+    assert run.main([*contest(tiny, "dsconv"), *options]) == 0
+    assert run.main(both) == 0
+    assert (top / "mamba" / "metrics.jsonl").read_text() == before
+    for name in ("mamba", "dsconv"):
+        assert [path.name[-2:] for path in RunFolder(top / name).saved()] == ["10", "12"]
+
+
 def test_who_may_continue_a_contest(
     tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], starts: list[int]
 ) -> None:
