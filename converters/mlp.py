@@ -33,11 +33,21 @@ def mlp(
         raise ValueError(f"hidden={hidden} and parameters={parameters} are both given; one follows from the other")
     if hidden is None:
         budget = check_count("parameters", DEFAULT_PARAMETERS if parameters is None else parameters, 10**9)
-        per_unit = sum(student.dim + 1 + target.dim + len(target.special) for target in targets.values())
-        hidden = (budget - sum(target.dim for target in targets.values())) // per_unit
+        hidden = hidden_units(student, targets, budget)
         if hidden < 1:
-            raise ValueError(f"parameters is {budget}; one hidden unit takes {per_unit} and the output biases on top")
+            takes = f"one hidden unit takes {unit_parameters(student, targets)} and the output biases on top"
+            raise ValueError(f"parameters is {budget}; {takes}")
     return LocalMlp(student, targets, hidden=check_count("hidden", hidden, MAX_HIDDEN))
+
+
+def hidden_units(student: TokenLayout, targets: Mapping[str, TokenLayout], parameters: int) -> int:
+    """The hidden width of a branch of so many parameters; below 1 where they are too few for one."""
+    return (parameters - sum(target.dim for target in targets.values())) // unit_parameters(student, targets)
+
+
+def unit_parameters(student: TokenLayout, targets: Mapping[str, TokenLayout]) -> int:
+    """Parameters of one hidden unit."""
+    return sum(student.dim + 1 + target.dim + len(target.special) for target in targets.values())
 
 
 class LocalMlp(nn.Module):

@@ -13,6 +13,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from converters import Converter, create_converter
+from converters.mlp import hidden_units
 from converters.normaliser import Mode
 from distill.evaluate import Candidate
 from distill.fit import SHUFFLED, Solutions, set_normalisers, set_skips, solve_ridges
@@ -90,23 +91,24 @@ class Floors:
             if ingredients is not None:
                 first.setdefault(ingredients, name)
         for name, ingredients in made_of.items():
-            if ingredients is not None:
-                owner = first[ingredients]
-                label = floor if len(first) == 1 else f"{owner}/{floor}"
-                self.labels[name][floor] = label
-                self.floors[label] = floor, self.contestants[owner]
+            if ingredients is None:
+                parameters = self.contestants[name].num_parameters()
+                log.warning("%s: no %s floor: a converter of %d parameters leaves it none", name, floor, parameters)
+                continue
+            owner = first[ingredients]
+            label = floor if len(set(made_of.values())) == 1 else f"{owner}/{floor}"
+            self.labels[name][floor] = label
+            self.floors[label] = floor, self.contestants[owner]
 
     def _ingredients(self, floor: str, converter: Converter) -> Hashable:
-        """What a floor depends on beside store and seed; None where the converter leaves it nothing."""
+        """What a floor depends on beside store and seed; None where the converter's size leaves it nothing."""
         if floor in ("mean", "position_mean"):
             return floor
         if floor != "mlp":
             return converter.normaliser
         spare = self._spare(converter)
-        if spare <= 0:
-            log.warning("no mlp floor: a converter of %d parameters leaves it none", converter.num_parameters())
-            return None
-        return converter.normaliser, spare
+        units = hidden_units(self.store.layout(STUDENT), converter.targets, spare)
+        return (converter.normaliser, spare) if units > 0 else None
 
     def _spare(self, converter: Converter) -> int:
         """Parameters that an MLP may have beside its skip."""

@@ -44,7 +44,7 @@ def end_table(
 
 
 def target_table(summaries: Mapping[str, Summary], target: str) -> str:
-    """The contestants' metrics on a target, then each floor: once where it is the same for all, else by contestant."""
+    """The contestants' metrics on a target, then each floor: once where all have the same, else by contestant."""
     names = [summary["family"] for summary in summaries.values()] if len(summaries) == 1 else list(summaries)
     found = [(summary["targets"][target], summary["intervals"][target]["r2c"]) for summary in summaries.values()]
     rows = [row(name, *scores) for name, scores in zip(names, found, strict=True)]
@@ -55,7 +55,7 @@ def target_table(summaries: Mapping[str, Summary], target: str) -> str:
                 floors.setdefault(floor, {})[name] = by_target[target]
     for floor, by_contestant in floors.items():
         first, *others = by_contestant.values()
-        if all(other == first for other in others):
+        if len(by_contestant) == len(summaries) and all(other == first for other in others):
             rows.append(row(floor, first))
         else:
             rows += [row(f"{name}/{floor}", scores) for name, scores in by_contestant.items()]
@@ -64,7 +64,7 @@ def target_table(summaries: Mapping[str, Summary], target: str) -> str:
 
 def standings(summaries: Mapping[str, Summary], target: str) -> list[str]:
     """Every contestant's gain over ridge, the lead that the best on val has over it on the same test clips, and its
-    cost; then where that lead is one: its lower end must be above 0."""
+    cost; then where that lead is one: its lower end must be above 0, and the interval be one to trust."""
     on_val = {name: summary["chosen"]["r2c"][target] for name, summary in summaries.items()}
     best = max(on_val, key=lambda name: float("-inf") if on_val[name] is None else on_val[name])
     leads = {rival: found[target] for rival, found in summaries[best]["lead"].items()}
@@ -74,7 +74,8 @@ def standings(summaries: Mapping[str, Summary], target: str) -> list[str]:
         cells = [difference(gain) if gain else "-", difference(leads[name]) if name in leads else ""]
         rows.append([name, *cells, *cost_cells(cost)])
     table = format_table(["contestant", "gain over ridge, paired", f"lead of {best}, paired", *COST], rows)
-    better = [rival for rival, found in leads.items() if (found["low"] or 0) > 0]
+    trusted = "r2c" not in summaries[best]["marks"].get(target, {})
+    better = [rival for rival, found in leads.items() if trusted and (found["low"] or 0) > 0]
     unsure = [rival for rival in leads if rival not in better]
     verdicts = {"is better than": better, "is not told apart from": unsure}
     return [table, *(f"{best} {verdict} {', '.join(rivals)}" for verdict, rivals in verdicts.items() if rivals)]

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from distill.floors import Floors
+from distill.naming import named
 from distill.runfolder import RunFolder, newest_checkpoints
 from distill.train import Learner
 from shards.ranks import Ranks
@@ -33,6 +34,7 @@ def resume_point(
 
 
 def refuse_other_settings(folder: RunFolder, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
+    theirs = flatten(theirs)  # empty mappings were once saved
     changed = [key for key in sorted({*ours, *theirs}) if ours.get(key) != theirs.get(key)]
     if changed:
         listed = "; ".join(f"{key} was {theirs.get(key)}, now {ours.get(key)}" for key in changed)
@@ -42,13 +44,16 @@ def refuse_other_settings(folder: RunFolder, ours: Mapping[str, Any], theirs: Ma
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A recipe's settings as {dotted key: value}, without those that a resumed run may change."""
+    """A recipe's settings as {dotted key: value}, without those that a resumed run may change.
+
+    An empty mapping is no setting, so that a checkpoint stands when recipes can say more.
+    """
     flat: dict[str, Any] = {}
     for key, value in tree.items():
         path = f"{prefix}{key}"
         if any(path == free or path.startswith(free + ".") for free in FREE):
             continue
-        if isinstance(value, Mapping) and value:
+        if isinstance(value, Mapping):
             flat |= flatten(value, f"{path}.")
         else:
             flat[path] = value
@@ -66,7 +71,10 @@ def saver(
     call it."""
 
     def save(step: int) -> None:
-        states = {learner.name: learner.engine.state() for learner in learners}
+        states = {}
+        for learner in learners:
+            with named(learner.name):
+                states[learner.name] = learner.engine.state()
 
         def write() -> None:
             for name, folder in folders.items():

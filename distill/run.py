@@ -18,6 +18,7 @@ from distill.cost import measure_cost
 from distill.engine import Engine, load_parameters
 from distill.evaluate import finite, score, space_digest, summarise
 from distill.floors import MAIN, Floors
+from distill.naming import named
 from distill.objective import TERMS, Objective
 from distill.report import end_table, model_card
 from distill.resume import States, flatten, resume_point, saver
@@ -65,8 +66,7 @@ def main(argv: list[str]) -> int:
 
 
 def distill(recipe: Recipe, ranks: Ranks) -> dict[str, dict[str, Any]]:
-    """The whole job, top to bottom, for all contestants of a recipe; a plain one is a contest of one. Returns their
-    summaries."""
+    """The whole job, for all contestants of a recipe; a plain one is a contest of one. Returns their summaries."""
     say = print if ranks.main else (lambda text: None)
     say(f"{recipe.recipe}: {ranks.world} rank(s) on {ranks.device}, {torch.get_num_threads()} threads each")
     folders, recipes = open_folders(recipe, ranks), contestants(recipe)
@@ -88,7 +88,8 @@ def distill(recipe: Recipe, ranks: Ranks) -> dict[str, dict[str, Any]]:
     try:
         chosen = train_converters(recipe, learners, floors, folders, ranks, start=start, save=save)
     except Stopped as stopped:
-        say(f"{stopped}; continue with the same command and train.resume=auto run.name={folder.run}")
+        name = next(iter(folders.values())).run
+        say(f"{stopped}; continue with the same command and train.resume=auto run.name={name}")
         raise
 
     summaries = evaluate(recipes, floors, chosen, ranks)
@@ -104,8 +105,7 @@ def distill(recipe: Recipe, ranks: Ranks) -> dict[str, dict[str, Any]]:
 
 def open_folders(recipe: Recipe, ranks: Ranks) -> dict[str, RunFolder]:
     """The run's folder, named by rank 0, or in it one for every contestant."""
-    path = run_base(recipe) / ranks.text(recipe.run.name or timestamp())
-    resume = recipe.train.resume == "auto"
+    path, resume = run_base(recipe) / ranks.text(recipe.run.name or timestamp()), recipe.train.resume == "auto"
     parts = {name: name if recipe.contest else None for name in contestants(recipe)}
     return {name: RunFolder.open(path, part=part, resume=resume, ranks=ranks) for name, part in parts.items()}
 
@@ -116,7 +116,7 @@ def build_converters(recipes: Mapping[str, Recipe], features: Features) -> dict[
     for name, recipe in recipes.items():
         spec = recipe.converter
         assert spec is not None, name
-        try:
+        with named(name):
             converter = create_converter(
                 spec.family,
                 student=layouts[STUDENT],
@@ -126,8 +126,6 @@ def build_converters(recipes: Mapping[str, Recipe], features: Features) -> dict[
                 options=spec.options,
                 seed=recipe.train.seed,
             )
-        except ValueError as error:
-            raise ValueError(f"{name}: {error}") from None
         found[name] = converter.to(features.ranks.device)
     return found
 
@@ -140,11 +138,12 @@ def build_learners(recipe: Recipe, floors: Floors, saved: Mapping[str, States], 
     learners = []
     for name, converter in floors.trained.items():
         objective = Objective(converter, weights=weights, gram_tokens=recipe.objective.gram_tokens)
-        if name in states:
-            load_parameters(objective, states[name])
-        engine = build_engine(recipe, objective, precision, ranks)
-        if name in states:
-            engine.restore(states[name])
+        with named(name):
+            if name in states:
+                load_parameters(objective, states[name])
+            engine = build_engine(recipe, objective, precision, ranks)
+            if name in states:
+                engine.restore(states[name])
         count = floors.queries(name, setting.queries)
         positions = sampled_positions(converter.targets, count=count, seed=setting.seed)
         learners.append(Learner(name, engine, positions))
@@ -161,10 +160,8 @@ def train_converters(
     start: int,
     save: Callable[[int], None],
 ) -> dict[str, Choice]:
-    """Trains all converters from one read of the data, and leaves each with the weights that are better on val.
-
-    Returns by label which these were, and their r2c there.
-    """
+    """Trains all converters from one read of the data, and leaves each with the weights that are better on val. Returns
+    by label which these were, and their r2c there."""
     setting, store = recipe.train, floors.store
 
     def report(step: int, losses: dict[str, dict[str, float]]) -> None:
@@ -174,7 +171,7 @@ def train_converters(
     def validate(step: int) -> None:
         found = validation_r2c(floors.contestants, store, queries=setting.queries, ranks=ranks)
         for name, folder in folders.items():
-            folder.log_scores(step, "val", "r2c", found[name])
+            folder.log_scores(step, "val", "r2c", finite(found[name]))
 
     with read_batches(recipe, store, ranks) as reader, StopRequest() as asked_to_stop:
         train(
@@ -195,7 +192,8 @@ def train_converters(
     for contestant, folder in folders.items():
         for name, choice in floors.part(contestant, chosen).items():
             learner = None if name == MAIN else name
-            folder.log_scores(setting.steps, "val", "r2c", choice.r2c, converter=learner, weights=choice.weights)
+            r2c, weights = finite(choice.r2c), choice.weights
+            folder.log_scores(setting.steps, "val", "r2c", r2c, converter=learner, weights=weights)
     if ranks.main:
         print(*(f"{name}: {choice.weights} weights, chosen on val" for name, choice in chosen.items()), sep="\n")
     return chosen
@@ -284,9 +282,8 @@ def unknown_names(recipe: Recipe) -> list[str]:
             problems.append(f"{key}.family: {converter.family!r} is no family; there are {families}")
     for key, spec in {"student": recipe.student, **{f"targets.{n}": t for n, t in recipe.targets.items()}}.items():
         if spec.backbone not in list_backbones():
-            problems.append(
-                f"{key}.backbone: {spec.backbone!r} is no backbone; there are {', '.join(list_backbones())}"
-            )
+            backbones = ", ".join(list_backbones())
+            problems.append(f"{key}.backbone: {spec.backbone!r} is no backbone; there are {backbones}")
     return problems
 
 

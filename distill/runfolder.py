@@ -8,6 +8,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -38,17 +39,16 @@ class RunFolder:
     def open(cls, path: Path, *, part: str | None = None, resume: bool, ranks: Ranks) -> RunFolder:
         """The folder of the run at `path`, or of its contestant `part`: a new one, or with `resume` one that may exist.
 
-        Raises FileExistsError for any other run that holds a file, and for a contestant who comes to a run that has
-        saved others: they would all start again with it.
+        Raises FileExistsError for any other run that holds a file, for a plain run in a contest's place or the reverse,
+        and for a contestant who comes to a run that has saved others: they would all start again with it.
         """
         own = path / part if part else path
 
         def make() -> None:
             if ranks.main and not resume and any(not file.is_dir() for file in path.rglob("*")):
                 raise FileExistsError(f"{path} exists; choose another run.name, or continue it with train.resume=auto")
-            others = part and not (own / "recipe.yaml").exists() and any(path.glob("*/checkpoints/step-*"))
-            if ranks.main and others:
-                raise FileExistsError(f"{path} was started without {part}; continue it so, or choose another run.name")
+            if ranks.main and (problem := misplaced(path, part)):
+                raise FileExistsError(f"{path} {problem}, or choose another run.name")
             own.mkdir(parents=True, exist_ok=True)
 
         ranks.first(make)
@@ -61,7 +61,7 @@ class RunFolder:
         step: int,
         split: str,
         metric: str,
-        value: float,
+        value: float | None,
         *,
         target: str | None = None,
         converter: str | None = None,
@@ -92,7 +92,7 @@ class RunFolder:
         step: int,
         split: str,
         metric: str,
-        found: Mapping[str, float],
+        found: Mapping[str, float | None],
         *,
         converter: str | None = None,
         weights: str | None = None,
@@ -160,29 +160,79 @@ class RunFolder:
         return sorted(self.checkpoints.glob("step-*")) if self.checkpoints.exists() else []
 
 
+def misplaced(path: Path, part: str | None) -> str | None:
+    """Why the run at `path` cannot go on as a plain one, or as a contest with the contestant `part`, and what to do."""
+    inside = sorted(recipe.parent.name for recipe in path.glob("*/recipe.yaml"))
+    own = path / (inside[0] if inside else "") / "recipe.yaml"
+    alone = f"recipe={own} train.resume=auto run.dir={own.parent.parent} run.name={own.parent.name}"
+    if part is None and inside:
+        return f"holds a contest of {', '.join(inside)}; continue it so, or one of them with {alone}"
+    if part and (path / "recipe.yaml").exists():
+        return f"holds a run without a contest; continue it with {alone}"
+    if part and part not in inside and any(path.glob("*/checkpoints/step-*")):
+        return f"was started without {part}; continue it so"
+    return None
+
+
 def newest_checkpoints(folders: Sequence[RunFolder]) -> list[Checkpoint] | None:
     """Of every folder the checkpoint of the newest step that all of them have whole, since a run may be killed between
-    saving in one and in the next; None where one has none at all: nothing has been saved in all of them yet.
+    saving in one and in the next; None where nothing has been saved yet, or not in all at the very first time.
 
-    Raises ValueError where there are checkpoints, but no step of which all are whole.
+    Raises ValueError where one folder has no checkpoint and others would lose theirs by starting again with it, and
+    where there is no step of which all checkpoints are whole.
     """
     saved = [{path.name: path for path in folder.saved()} for folder in folders]
     if not all(saved):
+        check_first_save(folders)
         return None
     for name in sorted(set.intersection(*(set(paths) for paths in saved)), reverse=True):
         try:
             return [read_checkpoint(path := paths[name]) for paths in saved]
         except (OSError, ValueError, SafetensorError) as error:
             log.warning("%s is damaged (%s); it is passed over", path, error)
-    count = sum(map(len, saved))
     if len(folders) == 1:
-        rule = f"all {count} checkpoints are damaged; delete the folder to start from step 0"
+        rule = f"all {len(saved[0])} checkpoints are damaged; delete the folder to start from step 0"
         raise ValueError(f"{folders[0].checkpoints}: {rule}")
-    names = ", ".join(folder.path.name for folder in folders)
+    raise ValueError(f"{folders[0].path.parent}: no step is whole for all contestants: {catching_up(folders)}")
+
+
+def check_first_save(folders: Sequence[RunFolder]) -> None:
+    """Raises ValueError where some folders have checkpoints, others none, and no kill at the first save explains it."""
+    having = [folder for folder in folders if folder.saved()]
+    without = [folder for folder in folders if not folder.saved()]
+    if all(len(folder.saved()) == 1 and not (folder.path / "summary.json").exists() for folder in having):
+        return
+    rest, names = (",".join(folder.path.name for folder in group) for group in (having, without))
+    listed = ", ".join(str(folder.path) for folder in without)
     raise ValueError(
-        f"{folders[0].path.parent}: of its {count} checkpoints no step is whole for all of {names}; continue one of "
-        f"them with recipe={folders[0].path / 'recipe.yaml'}, or start anew with another run.name"
+        f"{listed}: no checkpoint, but there are some of {rest}, which would start again with it. Give the same "
+        f"command with contest=[{names}] train.resume=auto run.name={folders[0].run} to train {names} from step 0, "
+        f"with contest=[{rest}] to continue without, or rename {folders[0].path.parent} to start all anew"
     )
+
+
+def catching_up(folders: Sequence[RunFolder]) -> str:
+    """Which steps every folder has whole, and the command that brings those behind to the others."""
+    steps = {folder.path.name: whole_steps(folder) for folder in folders}
+    listed = "; ".join(f"{name} has {', '.join(map(str, found)) or 'none'}" for name, found in steps.items())
+    newest = max((found[-1] for found in steps.values() if found), default=0)
+    if not newest:
+        damaged = ", ".join(str(folder.checkpoints) for folder in folders)
+        return f"{listed}. Delete {damaged} to start from step 0"
+    behind = ",".join(name for name, found in steps.items() if not found or found[-1] < newest)
+    return (
+        f"{listed}. Give the same command with contest=[{behind}] train.resume=auto run.name={folders[0].run}, which "
+        f"trains {behind} to the end; then continue all"
+    )
+
+
+def whole_steps(folder: RunFolder) -> list[int]:
+    """The steps of the checkpoints that can be read, oldest first."""
+    steps = []
+    for path in folder.saved():
+        with suppress(OSError, ValueError, SafetensorError):
+            steps.append(read_checkpoint(path)[0]["step"])
+    return steps
 
 
 def checkpoint_name(step: int) -> str:

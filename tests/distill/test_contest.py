@@ -13,9 +13,10 @@ from safetensors.torch import load_file
 
 from converters import create_converter
 from converters.converter import Converter
-from distill import evaluate, fit, floors, run, scoreboard
+from distill import evaluate, fit, floors, run, scoreboard, selection
 from distill.floors import MAIN, Floors
 from distill.runfolder import RunFolder, read_metrics
+from recipes.compose import load_recipe
 from shards import FeatureStore
 from shards.ranks import Ranks
 
@@ -68,7 +69,8 @@ def test_every_contestant_ends_as_alone(tiny: list[str], tmp_path: Path, capsys:
         assert set(found) == set(json.loads((tmp_path / "runs" / family / "summary.json").read_text()))
         assert set(found["floors"]) == FLOORS and found["family"] == family
         assert set(found["lead"]) == set(OPTIONS) - {family}
-        assert f"{family}/mlp" in text and f"bundle    {top / family / 'bundle'}" in text
+        assert any(line.startswith(f"{family}/mlp ") for line in text.splitlines())
+        assert f"bundle    {top / family / 'bundle'}" in text
     assert [sum(line.startswith(f"{floor} ") for line in text.splitlines()) for floor in ("ridge", "skip")] == [1, 1]
     assert "gain over ridge, paired" in text and f"run       {top}" in text
 
@@ -76,7 +78,17 @@ def test_every_contestant_ends_as_alone(tiny: list[str], tmp_path: Path, capsys:
     assert all(f"{family} ({family})" in table for family in OPTIONS) and table.count("*") == 2
 
 
-def test_a_contestants_recipe_trains_it_alone(tiny: list[str], tmp_path: Path) -> None:
+@pytest.fixture
+def starts(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The steps at which training has started."""
+    seen: list[int] = []
+    monkeypatch.setattr(
+        run, "train", lambda *a, start, train=run.train, **o: (seen.append(start), train(*a, start=start, **o))
+    )
+    return seen
+
+
+def test_a_contestants_recipe_trains_it_alone(tiny: list[str], tmp_path: Path, starts: list[int]) -> None:
     words = [*contest(tiny, "mamba", "perceiver"), "evaluate.floors=[ridge,skip]"]
     assert run.main([*words, "run.name=both"]) == 0
     own = tmp_path / "runs" / "both" / "mamba"
@@ -84,7 +96,7 @@ def test_a_contestants_recipe_trains_it_alone(tiny: list[str], tmp_path: Path) -
     assert_same_run(own, tmp_path / "again")
     metrics = (own / "metrics.jsonl").read_text()
     assert run.main([f"recipe={own / 'recipe.yaml'}", "train.resume=auto"]) == 0  # it is a run folder like any other
-    assert (own / "metrics.jsonl").read_text() == metrics
+    assert (own / "metrics.jsonl").read_text() == metrics and starts == [0, 0, 12]
 
 
 def test_all_is_read_once(tiny: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,7 +125,7 @@ class Killed(BaseException):
 
 @pytest.mark.parametrize("at", [5, 10])
 def test_a_kill_between_two_folders_is_survived(
-    at: int, tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    at: int, tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, starts: list[int]
 ) -> None:
     """The first contestant has saved a step, the second has not: both go on from the last step that both have."""
     words = [*contest(tiny, "mamba", "dsconv"), "evaluate.floors=[ridge,skip,mlp]", "train.resume=auto"]
@@ -132,17 +144,44 @@ def test_a_kill_between_two_folders_is_survived(
     saved = {name: RunFolder(tmp_path / "runs" / "broken" / name).saved() for name in ("mamba", "dsconv")}
     assert [len(paths) for paths in saved.values()] == [at // 5, at // 5 - 1]
 
-    seen: list[int] = []
-    monkeypatch.setattr(
-        run, "train", lambda *a, start, train=run.train, **o: (seen.append(start), train(*a, start=start, **o))
-    )
     assert run.main([*words, "run.name=broken"]) == 0
-    assert seen == [at - 5]
+    assert starts == [0, 0, at - 5]
     for name in ("mamba", "dsconv"):
         assert_same_run(tmp_path / "runs" / "broken" / name, tmp_path / "runs" / "whole" / name)
 
 
-def test_who_may_continue_a_contest(tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_who_fell_behind_catches_up_as_advised(
+    tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Killed between two folders, then one continued without the other: no step is left that both have."""
+    options = ["evaluate.floors=[ridge]", "train.resume=auto", "run.name=run"]
+    both, top = [*contest(tiny, "mamba", "dsconv"), *options], tmp_path / "runs" / "run"
+    save = RunFolder.save_checkpoint
+
+    def dies(folder: RunFolder, step: int, *rest: Any) -> None:
+        if folder.path.name == "dsconv" and step == 10:
+            raise Killed
+        save(folder, step, *rest)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(RunFolder, "save_checkpoint", dies)
+        run.main(both)
+    assert run.main([*contest(tiny, "mamba"), *options]) == 0
+    before = (top / "mamba" / "metrics.jsonl").read_text()
+    capsys.readouterr()
+    assert run.main(both) == 1
+    said = capsys.readouterr().err
+    assert "mamba has 10, 12; dsconv has 5. Give the same command with contest=[dsconv] train.resume=auto" in said
+    assert run.main([*contest(tiny, "dsconv"), *options]) == 0
+    assert run.main(both) == 0
+    assert (top / "mamba" / "metrics.jsonl").read_text() == before
+    for name in ("mamba", "dsconv"):
+        assert [path.name[-2:] for path in RunFolder(top / name).saved()] == ["10", "12"]
+
+
+def test_who_may_continue_a_contest(
+    tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], starts: list[int]
+) -> None:
     floors = ["evaluate.floors=[ridge]", "run.name=run"]
     assert run.main([*contest(tiny, "mamba", "dsconv"), *floors, "train.steps=5"]) == 0
     metrics = {name: (tmp_path / "runs" / "run" / name / "metrics.jsonl").read_text() for name in ("mamba", "dsconv")}
@@ -153,6 +192,7 @@ def test_who_may_continue_a_contest(tiny: list[str], tmp_path: Path, capsys: pyt
             [*contest(tiny, "mamba", "perceiver"), "train.resume=auto"],
             "run was started without perceiver; continue it so",
         ),
+        ([*alone(tiny, "mamba"), "train.resume=auto"], "run holds a contest of dsconv, mamba; continue it so"),
         (
             [*contest(tiny, "mamba", "dsconv"), "train.resume=auto", "contest.dsconv.skip=none"],
             "dsconv was started with other settings: converter.skip was linear, now none",
@@ -162,6 +202,7 @@ def test_who_may_continue_a_contest(tiny: list[str], tmp_path: Path, capsys: pyt
         assert problem in capsys.readouterr().err
     assert sorted(path.name for path in (tmp_path / "runs" / "run").iterdir()) == ["dsconv", "mamba"]
     assert run.main([*contest(tiny, "dsconv"), *floors, "train.steps=5", "train.resume=auto"]) == 0
+    assert starts == [0, 5]
     for name, text in metrics.items():
         assert (tmp_path / "runs" / "run" / name / "metrics.jsonl").read_text() == text
 
@@ -176,6 +217,22 @@ def test_a_contestant_that_cannot_be_is_named(
     assert "error: perceiver: latents is 0" in capsys.readouterr().err
     assert not [path for path in (tmp_path / "runs").rglob("*") if path.is_file()]
     assert run.main([*words, "train.steps=1", "evaluate.floors=[]"]) == 0, "the name was free"
+
+
+def test_what_is_not_a_number_is_written_as_none(
+    tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def undefined(converters: dict[str, Converter], *rest: Any, **options: Any) -> dict[str, dict[str, float]]:
+        return {name: {"videomae": float("nan")} for name in converters}
+
+    monkeypatch.setattr(run, "validation_r2c", undefined)
+    monkeypatch.setattr(selection, "validation_r2c", undefined)
+    words = ["evaluate.floors=[ridge]", "train.steps=6", "run.name=run"]
+    assert run.main([*contest(tiny, "mamba", "dsconv"), *words]) == 0
+    for name in ("mamba", "dsconv"):
+        text = (tmp_path / "runs" / "run" / name / "metrics.jsonl").read_text()
+        found = [json.loads(line)["value"] for line in text.splitlines() if '"r2c"' in line]
+        assert found == [None, None] and "NaN" not in text
 
 
 def branch(store: FeatureStore, family: str = "mlp", *, parameters: int = 200, **words: Any) -> Converter:
@@ -208,6 +265,26 @@ def test_floors_that_agree_are_made_once(store: FeatureStore, monkeypatch: pytes
     assert made.part("c", {"a": 1, "c": 2, "skip": 3, "a/mlp": 4}) == {MAIN: 2, "skip": 3, "mlp": 4}
     assert made.joined({"c": {MAIN: 2, "mlp": 4}, "d": {MAIN: 5}}) == {"c": 2, "a/mlp": 4, "d": 5}
     assert (made.queries("a/mlp", 9), made.queries("a", 9), made.queries("skip", None)) == (128, 9, None)
+
+
+def test_a_floor_that_one_has_no_room_for_is_its_owners(store: FeatureStore, caplog: pytest.LogCaptureFixture) -> None:
+    """An MLP of less than one hidden unit is none."""
+    unit, biases = 12, 4
+    linear = branch(store, "linear").num_parameters()
+    size = ((linear - biases) // unit + 1) * unit + biases
+    small = branch(store, parameters=size, skip="none")
+    assert 0 < small.num_parameters() - linear < unit + biases
+    made = Floors({"small": small, "wide": branch(store)}, store, asked=["ridge", "mlp"], seed=0, ranks=Ranks())
+    assert made.labels["small"] == {MAIN: "small", "ridge": "ridge"}
+    assert made.labels["wide"] == {MAIN: "wide", "ridge": "ridge", "mlp": "wide/mlp"}
+    assert caplog.messages == [f"small: no mlp floor: a converter of {size} parameters leaves it none"]
+
+
+def test_a_state_of_another_converter_is_named_after_its_learner(tiny: list[str], store: FeatureStore) -> None:
+    made = Floors({"small": branch(store)}, store, asked=[], seed=0, ranks=Ranks())
+    saved = {"small": {MAIN: {"parameter/elsewhere": torch.zeros(1)}}}
+    with pytest.raises(ValueError, match=r"^small: the checkpoint is of another converter"):
+        run.build_learners(load_recipe(tiny), made, saved, Ranks())
 
 
 def test_floors_of_another_space_are_made_for_themselves(store: FeatureStore) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from distill.report import STANDIN_WARNING, end_table, model_card
+from distill.report import STANDIN_WARNING, end_table, model_card, target_table
 from distill.runfolder import RunFolder
 from distill.table import format_table, number
 
@@ -44,13 +44,15 @@ def test_end_table_says_all_of_it() -> None:
     assert STANDIN_WARNING not in end_table(published, folders, store=Path("f"))
 
 
-def contestant(r2c: float | None, val: float | None, lead: dict[str, float], mlp: float) -> dict[str, Any]:
+def contestant(r2c: float | None, val: float | None, lead: dict[str, float], mlp: float | None) -> dict[str, Any]:
     """A summary of one of several, on the same floors but for the MLP; r2c on test and on val."""
-    floors = {"ridge": {"videomae": METRICS}, "mlp": {"videomae": METRICS | {"r2c": mlp}}}
+    floors = {"ridge": {"videomae": METRICS}}
+    if mlp is not None:
+        floors["mlp"] = {"videomae": METRICS | {"r2c": mlp}}
     leads = {rival: {"videomae": {"value": 0.1, "low": low, "high": 0.2}} for rival, low in lead.items()}
     return (
         SUMMARY
-        | {"targets": {"videomae": METRICS | {"r2c": r2c}}, "floors": floors, "lead": leads}
+        | {"targets": {"videomae": METRICS | {"r2c": r2c}}, "floors": floors, "lead": leads, "marks": {}}
         | {"chosen": {"weights": "last", "r2c": {"videomae": val}}}
     )
 
@@ -81,6 +83,31 @@ def test_a_contest_has_one_table_and_is_better_only_for_certain() -> None:
     assert lines[at + 16 : at + 18] == ["wide is better than small, none", "wide is not told apart from deep"]
     assert "cost: cpu, 2 threads, fp32, batch 1, all targets" in lines
     assert lines[-6] == "run       runs/x" and lines[-5] == "bundle    runs/x/small/bundle"
+
+
+def test_nothing_is_better_on_clips_too_few_to_tell() -> None:
+    """One test group: every resample is the same, so that the interval has no width."""
+    reason = "1 test groups, too few for an interval"
+    summaries = {"wide": contestant(0.9, 0.9, {"deep": 0.1}, 0.2), "deep": contestant(0.8, 0.8, {"wide": -0.2}, 0.2)}
+    folders = {name: RunFolder(Path("runs/x") / name) for name in summaries}
+    for marks, verdict in (
+        ({}, "wide is better than deep"),
+        ({"videomae": {"cka": reason}}, "wide is better than deep"),
+        ({"videomae": {"r2c": reason}}, "wide is not told apart from deep"),
+    ):
+        marked = {name: summary | {"marks": marks} for name, summary in summaries.items()}
+        lines = end_table(marked, folders, store=Path("features/y")).splitlines()
+        assert [line for line in lines if line.startswith("wide is")] == [verdict]
+        assert (f"not to be trusted: r2c ({reason})" in lines) == ("not told" in verdict)
+
+
+def test_a_floor_that_one_contestant_lacks_is_named_after_those_that_have_it() -> None:
+    summaries = {
+        "wide": contestant(0.9, 0.9, {"deep": 0.1}, 0.2),
+        "deep": contestant(0.8, 0.8, {"wide": -0.2}, None),
+    }
+    rows = [line.split()[0] for line in target_table(summaries, "videomae").splitlines()[2:]]
+    assert rows == ["wide", "deep", "ridge", "wide/mlp"]
 
 
 def test_model_card_carries_origins_and_numbers() -> None:

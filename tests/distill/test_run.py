@@ -155,6 +155,30 @@ def test_two_ranks_take_the_same_steps(tiny: list[str], tmp_path: Path) -> None:
     assert scores[0]["videomae"]["r2c"] == pytest.approx(scores[1]["videomae"]["r2c"], abs=1e-3)
 
 
+def test_two_ranks_hold_the_same_contest(tiny: list[str], tmp_path: Path) -> None:
+    """With a floor that both contestants share, and the optimizer's state partitioned."""
+    words = [
+        *("recipe=contest_videomae", "contest=[dsconv,mamba]", "evaluate.floors=[ridge,skip]"),
+        *(word for word in tiny if not word.startswith(("recipe=", "converter."))),
+        "contest.dsconv.options={width: 16, blocks: 2, kernel: 3}",
+        "contest.mamba.options={width: 16, blocks: 2, states: 4, samples: 4}",
+    ]
+    assert run.main([*words, "run.name=one"]) == 0
+    both = start_ranks([*words, "run.name=two", "engine=zero1"], tmp_path)
+    assert [finish(process, tmp_path) for process in both] == [0, 0]
+    for name in ("dsconv", "mamba"):
+        folders = [tmp_path / "runs" / ranks / name for ranks in ("one", "two")]
+        one, two = map(losses, folders)
+        assert len(one) == 12 and list(one) == list(two)
+        assert list(one.values()) == pytest.approx(list(two.values()), rel=1e-3)
+        ours, theirs = (json.loads((folder / "summary.json").read_text()) for folder in folders)
+        assert set(theirs["lead"]) == {"dsconv", "mamba"} - {name}
+        assert set(theirs["floors"]) == {"ridge", "skip"}
+        for floor in (None, "ridge", "skip"):
+            scores = [found["floors"][floor] if floor else found["targets"] for found in (ours, theirs)]
+            assert scores[0]["videomae"]["r2c"] == pytest.approx(scores[1]["videomae"]["r2c"], abs=1e-3)
+
+
 def test_stopped_and_killed_runs_resume_exactly(tiny: list[str], tmp_path: Path) -> None:
     """Once by SIGTERM, which saves, then by SIGKILL, which does not: the loss trace is that of a run left alone."""
     tiny = [*tiny, "train.steps=400", "evaluate.floors=[ridge,skip]", "train.resume=auto", "train.checkpoint_every=20"]

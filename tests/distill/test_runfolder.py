@@ -43,6 +43,21 @@ def test_an_existing_run_is_refused_unless_resumed(folder: RunFolder) -> None:
         RunFolder.open(folder.path / "recipe.yaml", resume=False, ranks=Ranks())
 
 
+def test_a_contest_and_a_plain_run_do_not_share_a_folder(folder: RunFolder, tmp_path: Path) -> None:
+    folder.write("recipe.yaml", "recipe: x\n")
+    fix = r"recipe=.*runs/one/recipe\.yaml train\.resume=auto run\.dir=.*runs run\.name=one, or choose another"
+    with pytest.raises(FileExistsError, match=f"runs/one holds a run without a contest; continue it with {fix}"):
+        RunFolder.open(folder.path, part="mamba", resume=True, ranks=Ranks())
+    assert not (folder.path / "mamba").exists()
+    both = [RunFolder.open(tmp_path / "both", part=part, resume=True, ranks=Ranks()) for part in ("mamba", "dsconv")]
+    for part in both:
+        part.write("recipe.yaml", "recipe: x\n")
+    fix = r"recipe=.*both/dsconv/recipe\.yaml train\.resume=auto run\.dir=.*both run\.name=dsconv, or choose another"
+    with pytest.raises(FileExistsError, match=f"both holds a contest of dsconv, mamba; .* one of them with {fix}"):
+        RunFolder.open(tmp_path / "both", resume=True, ranks=Ranks())
+    assert RunFolder.open(both[0].path, resume=True, ranks=Ranks()).path == both[0].path, "its own recipe does so"
+
+
 def test_only_rank_0_writes(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path, writes=False)
     folder.log(1, "train", "loss", 0.5)
@@ -129,18 +144,47 @@ def test_the_newest_checkpoint_that_all_folders_have(tmp_path: Path) -> None:
     """Of several contestants' folders: a kill between two of them, and damage in one."""
     one, two = (RunFolder.open(tmp_path / "run", part=part, resume=True, ranks=Ranks()) for part in ("one", "two"))
     save(one, 5)
-    assert newest_checkpoints([one, two]) is None, "nothing that both have was ever saved"
+    assert newest_checkpoints([one, two]) is None, "killed at the very first save"
     save(two, 5)
     save(one, 10, 15)
     save(two, 10)
     assert [record["step"] for record, _ in newest_checkpoints([one, two]) or ()] == [10, 10]
     flip(one.checkpoints / "step-00000010" / "skip.safetensors")
-    with pytest.raises(ValueError, match=r"run: of its 4 checkpoints no step is whole for all of one, two; continue"):
+    behind = (
+        r"run: no step is whole for all contestants: one has 15; two has 5, 10\. .*contest=\[two\] .*run\.name=run,"
+    )
+    with pytest.raises(ValueError, match=behind):
+        newest_checkpoints([one, two])
+    assert [record["step"] for record, _ in newest_checkpoints([two]) or ()] == [10], "as the message advises"
+    for name in (5, 10):
+        flip(two.checkpoints / f"step-{name:08d}" / "skip.safetensors")
+    with pytest.raises(ValueError, match=r"one has 15; two has none\. .*contest=\[two\] train"):
+        newest_checkpoints([one, two])
+    flip(one.checkpoints / "step-00000015" / "skip.safetensors")
+    with pytest.raises(
+        ValueError, match=r"one has none; two has none\. Delete .*one/checkpoints, .*two/checkpoints to"
+    ):
         newest_checkpoints([one, two])
     for both in (15, 20):
         save(two, both)
         save(one, both)
         assert [record["step"] for record, _ in newest_checkpoints([one, two]) or ()] == [both, both]
+
+
+@pytest.mark.parametrize("why", ["two saved", "it is done"])
+def test_a_folder_without_checkpoints_does_not_take_those_of_others(why: str, tmp_path: Path) -> None:
+    folders = [RunFolder.open(tmp_path / "run", part=part, resume=True, ranks=Ranks()) for part in ("one", "two")]
+    assert newest_checkpoints(folders) is None
+    save(folders[0], 5)
+    assert newest_checkpoints(folders) is None, "killed at the very first save"
+    if why == "two saved":
+        save(folders[0], 10)
+    else:
+        folders[0].write("summary.json", {})
+    fix = r"contest=\[two\] train\.resume=auto run\.name=run to train two from step 0, with contest=\[one\]"
+    with pytest.raises(ValueError, match=rf"run/two: no checkpoint, but there are some of one, .*{fix}"):
+        newest_checkpoints(folders)
+    assert folders[0].saved() and newest_checkpoints(folders[:1]) and newest_checkpoints(folders[1:]) is None
 
 
 def test_a_full_disk_leaves_the_checkpoints_before(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
