@@ -1,8 +1,9 @@
 """What a user would take instead of a family, each as a branch from student tokens (b s d) to target tokens (b q e).
 
 All at 3-4 M parameters at full geometry (the perceiver at width 320 has 3.3), 256 latents where there are latents, and
-no dropout. Packages are imported only where a peer of theirs is made: transformers and timm come with the extra "train";
-perceiver-pytorch is for the benchmark alone: pip install --no-deps --target DIR perceiver-pytorch, and DIR on the path.
+no dropout. Packages are imported only where a peer of theirs is made: transformers and timm come with the extra
+"train"; perceiver-pytorch is for the benchmark alone: pip install --no-deps --target DIR perceiver-pytorch, and DIR on
+the path.
 Axes: b clips, t frames, s student tokens, l latents, q target tokens, w width, h heads.
 """
 
