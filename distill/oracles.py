@@ -150,7 +150,8 @@ class Fields:
             kernel = kron(kernel, covariance(places, places, self._lengths(axis)))
             cross = kron(cross, covariance(wanted, places, self._lengths(axis)))
         noisy = kernel + self.noise**2 * torch.eye(kernel.shape[-1], dtype=torch.float64)
-        smoother = torch.linalg.solve(noisy, cross.mT).mT.expand(self.channels, -1, -1)
+        # Cholesky, not LU: MKL's batched LU fails on some processors when several threads share it
+        smoother = torch.cholesky_solve(cross.mT, torch.linalg.cholesky(noisy)).mT.expand(self.channels, -1, -1)
         return torch.einsum("cqs, bsc -> bqc", smoother, student_tokens.double() @ self.mixing.double())
 
     def _lengths(self, axis: int) -> Tensor:
