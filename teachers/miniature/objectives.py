@@ -1,0 +1,197 @@
+"""What the miniatures are taught: masked pixels, masked latents, dense labels, the joint action.
+
+An objective owns the network and whatever training needs beside it (heads, a decoder, an EMA target). Called with a
+`Lesson`, it gives the loss and its named terms.
+
+Axes: b clips, f frames, t h w token grid, s tokens (m of them masked, v visible), d width, k classes.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange, reduce
+from torch import Tensor, nn
+
+from teachers.miniature.vit import SEQUENCES, STD, Block, VideoViT, start
+
+Terms = dict[str, Tensor]
+PAN = "pan"  # the one factor that the background shows, not the object
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """A batch of rendered clips. video: (b f 3 y x), normalised; flow: (b f 2 y x), sides per span; mask: (b f y x);
+    factors: name -> (b,) int64. progress: of the training, 0 to 1."""
+
+    video: Tensor
+    flow: Tensor
+    mask: Tensor
+    factors: Mapping[str, Tensor]
+    progress: float
+
+
+def choose_masks(clips: int, tokens: int, *, ratio: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """(visible (b v), masked (b m)): indices drawn over the whole grid, without regard to space or time, as
+    Feichtenhofer et al. (2022) found best: an object is then hidden at some times and seen at others."""
+    order = torch.rand(clips, tokens, generator=generator).argsort(dim=1)
+    count = round(tokens * (1 - ratio))
+    return order[:, :count], order[:, count:]
+
+
+class Predictor(nn.Module):
+    """From what is visible to what is masked: mask tokens at their positions join the visible ones in a few blocks."""
+
+    def __init__(self, network: VideoViT, *, out: int, depth: int) -> None:
+        super().__init__()
+        dim = network.dim
+        self.enter = nn.Linear(dim, dim)
+        self.mask = nn.Parameter(torch.empty(1, 1, dim))
+        self.place = nn.Parameter(torch.empty(1, network.positions().shape[0], dim))
+        joint = SEQUENCES["joint"]
+        self.blocks = nn.ModuleList(Block(dim, num_heads=4, mlp_ratio=2.0, sequences=joint) for _ in range(depth))
+        self.norm, self.out = nn.LayerNorm(dim), nn.Linear(dim, out)
+        nn.init.trunc_normal_(self.mask, std=STD)
+        nn.init.trunc_normal_(self.place, std=STD)
+        self.apply(start)
+
+    def forward(self, seen: Tensor, visible: Tensor, masked: Tensor) -> Tensor:
+        """(b v d) -> (b m out)"""
+        hidden = self.mask + pick(self.place.expand(len(seen), -1, -1), masked)
+        x = torch.cat([self.enter(seen) + pick(self.place.expand(len(seen), -1, -1), visible), hidden], dim=1)
+        for block in self.blocks:
+            x = block(x, None)
+        return self.out(self.norm(x[:, visible.shape[1] :]))
+
+
+def pick(tokens: Tensor, indices: Tensor) -> Tensor:
+    """(b s d), (b m) -> (b m d)"""
+    return tokens.gather(1, indices.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
+
+
+class MaskedPixels(nn.Module):
+    """Predicts the pixels of masked cells from the visible ones (Tong et al., VideoMAE, 2022).
+
+    Pixels are not normalised per patch: the calm background would be raised to the height of the object.
+    """
+
+    def __init__(self, network: VideoViT, *, ratio: float = 0.75) -> None:
+        super().__init__()
+        self.network, self.ratio = network, ratio
+        self.predictor = Predictor(network, out=network.embed.in_features, depth=2)
+
+    def forward(self, lesson: Lesson, generator: torch.Generator) -> tuple[Tensor, Terms]:
+        wanted = self.network.patches(lesson.video)
+        masks = choose_masks(len(wanted), wanted.shape[1], ratio=self.ratio, generator=generator)
+        visible, masked = (indices.to(wanted.device) for indices in masks)
+        found = self.predictor(self.network.tokens(lesson.video, visible), visible, masked)
+        wanted = pick(wanted, masked)
+        loss = F.mse_loss(found, wanted)
+        return loss, {"pixels": loss, "explained": 1 - loss / wanted.var()}
+
+
+class MaskedLatents(nn.Module):
+    """Predicts what an EMA of the network says of masked cells when it sees everything (Bardes et al., V-JEPA, 2024).
+
+    The target is the mean of the normalised streams after the later blocks, as in data2vec (Baevski et al., 2022): the
+    last one alone can go constant.
+    """
+
+    def __init__(self, network: VideoViT, *, ratio: float = 0.75, momentum: float = 0.996) -> None:
+        super().__init__()
+        self.network, self.ratio, self.momentum = network, ratio, momentum
+        self.predictor = Predictor(network, out=network.dim, depth=2)
+        self.target = copy.deepcopy(network).requires_grad_(False)
+
+    @torch.no_grad()
+    def targets(self, video: Tensor) -> Tensor:
+        """(b s d)"""
+        stages = self.target.stages(video)[1:]
+        return torch.stack([F.layer_norm(stage, stage.shape[-1:]) for stage in stages]).mean(dim=0)
+
+    def forward(self, lesson: Lesson, generator: torch.Generator) -> tuple[Tensor, Terms]:
+        wanted = self.targets(lesson.video)
+        masks = choose_masks(len(wanted), wanted.shape[1], ratio=self.ratio, generator=generator)
+        visible, masked = (indices.to(wanted.device) for indices in masks)
+        found = self.predictor(self.network.tokens(lesson.video, visible), visible, masked)
+        wanted = pick(wanted, masked)
+        loss = F.smooth_l1_loss(found, wanted)
+        spread = wanted.flatten(0, 1).std(dim=0).mean()  # near 0: the target has collapsed
+        return loss, {"latents": loss, "explained": 1 - F.mse_loss(found, wanted) / wanted.var(), "spread": spread}
+
+    @torch.no_grad()
+    def after_step(self, progress: float) -> None:
+        """Moves the target; its momentum rises to 1."""
+        momentum = 1 - (1 - self.momentum) * (1 - progress)
+        for ours, theirs in zip(self.target.parameters(), self.network.parameters(), strict=True):
+            ours.lerp_(theirs, 1 - momentum)
+
+
+class Dense(nn.Module):
+    """Every token says how much of its cell the object covers, what the object is, and how its cell's pixels move."""
+
+    def __init__(self, network: VideoViT, *, classes: Mapping[str, int], flow: bool) -> None:
+        super().__init__()
+        self.network, self.flow = network, flow
+        self.sizes = {"cover": 1, **({"flow": 2} if flow else {}), **classes}
+        self.heads = nn.Linear(network.dim, sum(self.sizes.values()))
+
+    def forward(self, lesson: Lesson, generator: torch.Generator) -> tuple[Tensor, Terms]:
+        return self.of_tokens(self.network.tokens(lesson.video), lesson)
+
+    def of_tokens(self, tokens: Tensor, lesson: Lesson) -> tuple[Tensor, Terms]:
+        found = dict(zip(self.sizes, self.heads(tokens).split(list(self.sizes.values()), dim=-1), strict=True))
+        cover = self.cells(lesson.mask.unsqueeze(2)).squeeze(-1)
+        terms = {"cover": F.binary_cross_entropy_with_logits(found.pop("cover").squeeze(-1), cover)}
+        if self.flow:
+            wanted = self.cells(lesson.flow) / 0.25
+            terms["flow"] = F.smooth_l1_loss(found.pop("flow"), wanted)
+        for name, logits in found.items():
+            weights = 1 - cover if name == PAN else cover
+            labels = lesson.factors[name].unsqueeze(1).expand(weights.shape)
+            losses = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
+            terms[name] = (losses * weights.flatten()).sum() / weights.sum().clamp_min(1)
+        return torch.stack(list(terms.values())).sum(), terms
+
+    def cells(self, pixels: Tensor) -> Tensor:
+        """Means over the cells: (b f c y x) -> (b (t h w) c)"""
+        t, h, w = self.network.grid
+        return reduce(pixels, "b (t f) c (h y) (w x) -> b (t h w) c", "mean", t=t, h=h, w=w)
+
+
+class Action(nn.Module):
+    """The joint action, what does what and how fast, from the CLS token, each part by a classifier of its own.
+
+    Classification alone stalls at chance for a long time; dense labels on the other tokens start it. They are training
+    wheels: the model answers with its CLS token.
+    """
+
+    def __init__(self, network: VideoViT, *, classes: Mapping[str, int]) -> None:
+        super().__init__()
+        self.network, self.classes = network, dict(classes)
+        self.dense = Dense(network, classes=classes, flow=True)
+        self.heads = nn.Linear(network.dim, sum(classes.values()))
+
+    def forward(self, lesson: Lesson, generator: torch.Generator) -> tuple[Tensor, Terms]:
+        tokens = self.network.tokens(lesson.video)
+        loss, terms = self.dense.of_tokens(tokens[:, :-1], lesson)
+        terms = {f"dense {name}": term for name, term in terms.items()}
+        logits = self.heads(tokens[:, -1]).split(list(self.classes.values()), dim=-1)
+        for name, part in zip(self.classes, logits, strict=True):
+            terms[name] = F.cross_entropy(part, lesson.factors[name])
+            loss = loss + terms[name]
+        return loss, terms
+
+
+Objective = MaskedPixels | MaskedLatents | Dense | Action
+OBJECTIVES: dict[str, Callable[[VideoViT, Mapping[str, int]], Objective]] = {
+    "pixels": lambda network, classes: MaskedPixels(network),
+    "latents": lambda network, classes: MaskedLatents(network),
+    "flow": lambda network, classes: Dense(network, classes=classes, flow=True),
+    "appearance": lambda network, classes: Dense(network, classes=classes, flow=False),
+    "action": lambda network, classes: Action(network, classes=classes),
+}

@@ -1,0 +1,137 @@
+"""A small video ViT whose attention is joint, divided in space and time, or within frames.
+
+Axes: b clips, f frames, t h w token grid, s tokens of a sequence, d width.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+Attending = Literal["joint", "divided", "frames"]
+# How the token grid is cut into the sequences that attend, one pattern per attention of a block.
+SEQUENCES: dict[Attending, tuple[str, ...]] = {
+    "joint": ("b (t h w)",),
+    "divided": ("(b h w) t", "(b t) (h w)"),  # TimeSformer's order: time first (Bertasius et al., 2021)
+    "frames": ("(b t) (h w)",),
+}
+STD = 0.02
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention: (b s d) -> (b s d)."""
+
+    def __init__(self, dim: int, *, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv, self.out = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = rearrange(self.qkv(x), "b s (n g d) -> n b g s d", n=3, g=self.num_heads)
+        return self.out(rearrange(F.scaled_dot_product_attention(q, k, v), "b g s d -> b s (g d)"))
+
+
+class Block(nn.Module):
+    """Pre-norm attention along every one of `sequences`, then an MLP. The grid is (t, h, w)."""
+
+    def __init__(self, dim: int, *, num_heads: int, mlp_ratio: float, sequences: tuple[str, ...]) -> None:
+        super().__init__()
+        self.sequences = sequences
+        self.attention = nn.ModuleList(Attention(dim, num_heads=num_heads) for _ in sequences)
+        self.norms = nn.ModuleList(nn.LayerNorm(dim) for _ in sequences)
+        hidden = int(dim * mlp_ratio)
+        self.mlp_norm = nn.LayerNorm(dim)
+        self.mlp = nn.Sequential(nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, dim))
+
+    def forward(self, x: Tensor, grid: tuple[int, int, int] | None) -> Tensor:
+        """(b s d) -> (b s d). grid None: the tokens are no whole grid, and attend to each other all."""
+        for pattern, norm, attention in zip(self.sequences, self.norms, self.attention, strict=True):
+            if grid is None or pattern == "b (t h w)":
+                x = x + attention(norm(x))
+                continue
+            t, h, w = grid
+            y = rearrange(norm(x), f"b (t h w) d -> {pattern} d", t=t, h=h, w=w)
+            x = x + rearrange(attention(y), f"{pattern} d -> b (t h w) d", b=len(x), t=t, h=h, w=w)
+        return x + self.mlp(self.mlp_norm(x))
+
+
+class VideoViT(nn.Module):
+    """video (b, f, 3, height, width) -> (b, tokens, d): the grid in (t h w) order, or the CLS token alone.
+
+    grid: (t, h, w). patch: frames and pixels of a token's cell, (frames, pixels). attending: joint, divided, frames.
+        Within frames there is no embedding of time: a frame's tokens do not depend on its place in the clip.
+    pooled: a CLS token attends with the others, and is all that `forward` returns.
+    """
+
+    def __init__(
+        self,
+        *,
+        grid: tuple[int, int, int],
+        patch: tuple[int, int],
+        dim: int = 128,
+        depth: int = 4,
+        num_heads: int = 4,
+        mlp_ratio: float = 4.0,
+        attending: Attending = "joint",
+        pooled: bool = False,
+    ) -> None:
+        super().__init__()
+        if pooled and attending != "joint":
+            raise ValueError(f"attending is {attending!r}, but a CLS token needs joint attention; set attending=joint")
+        self.grid, self.patch, self.dim = grid, patch, dim
+        self.embed = nn.Linear(patch[0] * patch[1] ** 2 * 3, dim)
+        self.place = nn.Parameter(torch.empty(1, grid[1] * grid[2], dim))
+        self.moment = nn.Parameter(torch.empty(grid[0], 1, dim)) if attending != "frames" else None
+        self.cls = nn.Parameter(torch.empty(1, 1, dim)) if pooled else None
+        blocks = [
+            Block(dim, num_heads=num_heads, mlp_ratio=mlp_ratio, sequences=SEQUENCES[attending]) for _ in range(depth)
+        ]
+        self.blocks, self.norm = nn.ModuleList(blocks), nn.LayerNorm(dim)
+        for parameter in (self.place, self.moment, self.cls):
+            if parameter is not None:
+                nn.init.trunc_normal_(parameter, std=STD)
+        self.apply(start)
+
+    def patches(self, video: Tensor) -> Tensor:
+        """(b f 3 height width) -> (b (t h w) (f y x c)), the pixels of every cell."""
+        return rearrange(
+            video, "b (t f) c (h y) (w x) -> b (t h w) (f y x c)", f=self.patch[0], y=self.patch[1], x=self.patch[1]
+        )
+
+    def positions(self) -> Tensor:
+        """((t h w) d)"""
+        places = self.place.expand(self.grid[0], -1, -1)
+        return (places if self.moment is None else places + self.moment).flatten(0, 1)
+
+    def tokens(self, video: Tensor, visible: Tensor | None = None) -> Tensor:
+        """All output tokens, (b s d), CLS last. visible: (b s) indices of the grid tokens that are seen, all if None."""
+        return self.norm(self.stages(video, visible)[-1])
+
+    def stages(self, video: Tensor, visible: Tensor | None = None) -> list[Tensor]:
+        """The stream after every block, before the last norm; as `tokens`."""
+        x = self.embed(self.patches(video)) + self.positions()
+        if visible is not None:
+            x = x.gather(1, visible.unsqueeze(-1).expand(-1, -1, self.dim))
+        if self.cls is not None:
+            x = torch.cat([x, self.cls.expand(len(x), -1, -1)], dim=1)
+        stages = []
+        for block in self.blocks:
+            x = block(x, self.grid if visible is None else None)
+            stages.append(x)
+        return stages
+
+    def forward(self, video: Tensor) -> Tensor:
+        tokens = self.tokens(video)
+        return tokens if self.cls is None else tokens[:, -1:]
+
+
+def start(module: nn.Module) -> None:
+    """The usual start of a ViT's maps: Xavier's, biases at zero."""
+    if isinstance(module, nn.Linear):
+        nn.init.xavier_uniform_(module.weight)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
