@@ -62,7 +62,7 @@ def train(arguments: argparse.Namespace) -> Record:
         torch.default_generator.manual_seed(arguments.seed)
         objective = OBJECTIVES[model.objective](model.network(), {key: len(FACTORS[key]) for key in model.factors})
     trainer = Trainer(objective, settings=settings, device=device)
-    checkpoint = arguments.out / f"{name}.checkpoint.safetensors"
+    checkpoint = arguments.out / name / "checkpoint.safetensors"
     if checkpoint.exists():
         trainer.restore(checkpoint)
         log.info("%s goes on from step %d of %d", name, trainer.step, arguments.steps)
@@ -79,7 +79,7 @@ def train(arguments: argparse.Namespace) -> Record:
         "seconds": round(trainer.seconds, 1),
     }
     losses = {term: round(value, 4) for term, value in trainer.losses().items()}
-    return write_weights(arguments.out, trainer.average, settings | made | {"losses": losses})
+    return write_weights(arguments.out / name, trainer.average, settings | made | {"losses": losses})
 
 
 SETTINGS = ("steps", "batch", "lr", "seed", "difficulty")

@@ -14,12 +14,13 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange, reduce
+from einops import reduce
 from torch import Tensor, nn
 
 from teachers.miniature.vit import SEQUENCES, STD, Block, VideoViT, start
 
 Terms = dict[str, Tensor]
+FLOW = 0.25  # a usual displacement, sides per span
 PAN = "pan"  # the one factor that the background shows, not the object
 
 
@@ -131,25 +132,22 @@ class MaskedLatents(nn.Module):
             ours.lerp_(theirs, 1 - momentum)
 
 
-class Dense(nn.Module):
-    """Every token says how much of its cell the object covers, what the object is, and how its cell's pixels move."""
+class DenseHeads(nn.Module):
+    """What every token says: how much of its cell the object covers, what the object is, how its cell's pixels move."""
 
-    def __init__(self, network: VideoViT, *, classes: Mapping[str, int], flow: bool) -> None:
+    def __init__(self, dim: int, *, grid: tuple[int, int, int], classes: Mapping[str, int], flow: bool) -> None:
         super().__init__()
-        self.network, self.flow = network, flow
+        self.grid, self.flow = grid, flow
         self.sizes = {"cover": 1, **({"flow": 2} if flow else {}), **classes}
-        self.heads = nn.Linear(network.dim, sum(self.sizes.values()))
+        self.heads = nn.Linear(dim, sum(self.sizes.values()))
 
-    def forward(self, lesson: Lesson, generator: torch.Generator) -> tuple[Tensor, Terms]:
-        return self.of_tokens(self.network.tokens(lesson.video), lesson)
-
-    def of_tokens(self, tokens: Tensor, lesson: Lesson) -> tuple[Tensor, Terms]:
+    def forward(self, tokens: Tensor, lesson: Lesson) -> tuple[Tensor, Terms]:
+        """(b s d), the grid's tokens. A factor's loss is weighted by the share of a cell that shows it."""
         found = dict(zip(self.sizes, self.heads(tokens).split(list(self.sizes.values()), dim=-1), strict=True))
         cover = self.cells(lesson.mask.unsqueeze(2)).squeeze(-1)
         terms = {"cover": F.binary_cross_entropy_with_logits(found.pop("cover").squeeze(-1), cover)}
         if self.flow:
-            wanted = self.cells(lesson.flow) / 0.25
-            terms["flow"] = F.smooth_l1_loss(found.pop("flow"), wanted)
+            terms["flow"] = F.smooth_l1_loss(found.pop("flow"), self.cells(lesson.flow) / FLOW)
         for name, logits in found.items():
             weights = 1 - cover if name == PAN else cover
             labels = lesson.factors[name].unsqueeze(1).expand(weights.shape)
@@ -159,26 +157,38 @@ class Dense(nn.Module):
 
     def cells(self, pixels: Tensor) -> Tensor:
         """Means over the cells: (b f c y x) -> (b (t h w) c)"""
-        t, h, w = self.network.grid
+        t, h, w = self.grid
         return reduce(pixels, "b (t f) c (h y) (w x) -> b (t h w) c", "mean", t=t, h=h, w=w)
+
+
+class Dense(nn.Module):
+    """Dense labels alone."""
+
+    def __init__(self, network: VideoViT, *, classes: Mapping[str, int], flow: bool) -> None:
+        super().__init__()
+        self.network = network
+        self.heads = DenseHeads(network.dim, grid=network.grid, classes=classes, flow=flow)
+
+    def forward(self, lesson: Lesson, generator: torch.Generator) -> tuple[Tensor, Terms]:
+        return self.heads(self.network.tokens(lesson.video), lesson)
 
 
 class Action(nn.Module):
     """The joint action, what does what and how fast, from the CLS token, each part by a classifier of its own.
 
-    Classification alone stalls at chance for a long time; dense labels on the other tokens start it. They are training
+    Classification alone stays at chance for a long time; dense labels on the other tokens start it. They are training
     wheels: the model answers with its CLS token.
     """
 
     def __init__(self, network: VideoViT, *, classes: Mapping[str, int]) -> None:
         super().__init__()
         self.network, self.classes = network, dict(classes)
-        self.dense = Dense(network, classes=classes, flow=True)
+        self.dense = DenseHeads(network.dim, grid=network.grid, classes=classes, flow=True)
         self.heads = nn.Linear(network.dim, sum(classes.values()))
 
     def forward(self, lesson: Lesson, generator: torch.Generator) -> tuple[Tensor, Terms]:
         tokens = self.network.tokens(lesson.video)
-        loss, terms = self.dense.of_tokens(tokens[:, :-1], lesson)
+        loss, terms = self.dense(tokens[:, :-1], lesson)
         terms = {f"dense {name}": term for name, term in terms.items()}
         logits = self.heads(tokens[:, -1]).split(list(self.classes.values()), dim=-1)
         for name, part in zip(self.classes, logits, strict=True):
