@@ -17,11 +17,12 @@ import torch
 
 from recipes.schema import Backbone as BackboneSpec
 from recipes.schema import Recipe
+from shards.agreement import check_clips, describe_clips
 from shards.column import PIXELS, STUDENT
 from shards.decode import Refusal
 from shards.extraction import Views, extract
 from shards.manifest import Manifest, digest
-from shards.plan import check_clips, check_place, describe_clips
+from shards.plan import check_place
 from shards.ranks import Ranks
 from shards.split import FEWEST, SPLITS
 from shards.store import FeatureStore
