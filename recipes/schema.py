@@ -36,7 +36,7 @@ class Data:
 
     source: Literal["demo", "folder", "csv", "webdataset"]
     root: Text | None = None  # folder: DIR/<class>/video; csv: what relative paths are relative to
-    csv: Text | None = None  # path,label[,split,group,start,end]
+    csv: Text | None = None  # path,label[,split,group,start,end,factor.NAME]
     tars: Text | None = None  # WebDataset tars of video files: a path, a glob or a brace pattern
     clips: Count = 80  # demo: how many clips to render
     seed: Seed = 0  # demo: which world

@@ -10,8 +10,10 @@ from shards.column import keys_digest
 from shards.disk import StoreError
 from shards.manifest import Column, Manifest, digest
 from shards.store import FeatureStore
+from shards.task import prefixed
 
 FACTS = ("start", "end", "size")  # of a clip that was given a span, and of its file
+STATED = ("label", "group", "split")  # of a clip, beside its factors
 NAMED = 3  # clips that a line of an error names
 
 
@@ -54,7 +56,7 @@ def _refuse(root: Path, pairs: Mapping[str, tuple[Any, Any]], more: Callable[[],
 
 
 def _clip_lines(root: Path, clips: Sequence[Any]) -> Iterator[str]:
-    """Which clips a store lacks, has beside these, or has with another label, group or split; a few of each by name."""
+    """Which clips a store lacks, has beside these, or has with another label, factor, group or split; a few by name."""
     try:
         store = FeatureStore(root, columns=[])
     except (StoreError, OSError):
@@ -66,12 +68,14 @@ def _clip_lines(root: Path, clips: Sequence[Any]) -> Iterator[str]:
         "only there": [str(there[at].get("source")) for at in there if at not in here],
         "only here": [_name(here[at]) for at in here if at not in there and at not in refused],
     }
-    for entry in ("label", "group", "split"):
-        lists[f"another {entry}"] = [
-            f"{_name(here[at])} (there {there[at][entry]}, here {getattr(here[at], entry)})"
-            for at in here.keys() & there.keys()
-            if there[at][entry] != getattr(here[at], entry)
-        ]
+    for at in (at for at in here if at in there):
+        clip, record = here[at], there[at]
+        old = {name: record[name] for name in STATED} | prefixed(record.get("factors", {}))
+        new = {name: getattr(clip, name) for name in STATED} | prefixed(clip.factors)
+        for entry in {**old, **new}:
+            if old.get(entry) != new.get(entry):
+                line = f"{_name(clip)} (there {old.get(entry)}, here {new.get(entry)})"
+                lists.setdefault(f"another {entry}", []).append(line)
     for title, names in lists.items():
         if names:
             more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
@@ -88,8 +92,10 @@ def _name(clip: Any) -> str:
 
 
 def describe_clips(clips: Sequence[Any]) -> dict[str, str]:
-    """Digests of the split and of the data: keys, labels, groups, spans and bytes, but no paths."""
+    """Digests of the split and of the data: keys, labels, factors, groups, spans and bytes, but no paths."""
     spans = [[clip.key, clip.label, clip.group, *(getattr(clip, fact, None) for fact in FACTS)] for clip in clips]
+    for span, clip in zip(spans, clips, strict=True):
+        span += [clip.factors] if clip.factors else []  # a store without factors keeps its digest
     return {
         "split": digest(sorted((clip.key, clip.split) for clip in clips)),
         "data": digest(sorted(spans, key=lambda span: span[0])),

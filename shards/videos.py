@@ -9,9 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,8 @@ class Clip:
 
     source: the file to open, or the tar that holds it at `offset`. name: path relative to the source's root
     ("tar::member" in a tar), for messages and records. start, end: seconds, None where the view decides by
-    `position` = (index, count) among the clips of this video. size: bytes of the video file.
+    `position` = (index, count) among the clips of this video. size: bytes of the video file. factors: further labels
+    by name.
     """
 
     key: str
@@ -40,6 +41,7 @@ class Clip:
     name: str
     size: int
     offset: int | None = None
+    factors: dict[str, str] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True)
@@ -93,20 +95,24 @@ def find_clips(
             found.append(
                 Clip(
                     f"{len(found):06d}-{digest[:10]}", video.source, video.label, name, split, video.start, video.end,
-                    position, video.name, video.size, video.offset,
+                    position, video.name, video.size, video.offset, video.factors,
                 )
             )  # fmt: skip
     unlabelled = sum(clip.label is None for clip in found)
+    values = {(name, value) for clip in found for name, value in clip.factors.items()}
+    if factors := Counter(name for name, _ in values):
+        notes.append("factors: " + ", ".join(f"{name} ({factors[name]} values)" for name in sorted(factors)))
     if unlabelled:
         notes.append(f"{unlabelled} of {len(found)} clips have no label")
     return Found(found, sorted({clip.label for clip in found if clip.label is not None}), notes + moved)
 
 
 def data_digest(clips: Sequence[Clip]) -> str:
-    """Identifies the data: names, spans, positions (all in the keys), bytes, labels and groups."""
+    """Identifies the data: names, spans, positions (all in the keys), bytes, labels, factors and groups."""
     digest = hashlib.sha256()
     for clip in clips:
-        line = [clip.key, clip.name, clip.size, clip.start, clip.end, clip.label, clip.group]
+        line: list[Any] = [clip.key, clip.name, clip.size, clip.start, clip.end, clip.label, clip.group]
+        line += [sorted(clip.factors.items())] if clip.factors else []  # data without factors keeps its digest
         digest.update(json.dumps(line).encode() + b"\n")
     return digest.hexdigest()
 
