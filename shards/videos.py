@@ -1,4 +1,4 @@
-"""Where clips come from: class folders, a CSV, WebDataset tars of video files, the embedded demo.
+"""Where clips come from: class folders, a CSV, WebDataset tars of video files, the embedded demo, the world.
 
 `shards.sources` reads a source into `Video`s (a file, or a given span of one); `find_clips` gives them groups, splits
 and keys.
@@ -64,18 +64,29 @@ def find_clips(
     clip_seconds: float = 2.0,
     clips_per_video: int = 1,
     group: str | None = None,
-    demo_dir: str | Path | None = None,
+    split: str = "combination",
+    difficulty: float = 0.5,
+    rendered_dir: str | Path | None = None,
 ) -> Found:
-    """All clips of a source, without decoding anything (the demo is rendered first where it is not there yet).
+    """All clips of a source, without decoding anything (demo and world are rendered first, unless they are there).
 
-    source: demo (rendered under demo_dir), folder (root), csv, or webdataset (tars). group: a regular expression
+    source: demo or world (rendered under rendered_dir), folder (root), csv, or webdataset (tars). split, difficulty: of
+    the world, see world_videos.render_world. group: a regular expression
     searched in the name; what it captures, joined by "/", is the group; default: the file. Raises ValueError or
     FileNotFoundError that names every bad row or file at once.
     """
     if source == "demo":
         from shards.demo import render_demo
 
-        videos, notes = read_folder(render_demo(_required(demo_dir, "demo_dir", source), clips=clips, seed=seed))
+        place = Path(_required(rendered_dir, "rendered_dir", source))
+        videos, notes = read_folder(render_demo(place, clips=clips, seed=seed))
+    elif source == "world":
+        from shards.world_videos import render_world
+
+        place = Path(_required(rendered_dir, "rendered_dir", source))
+        videos, notes = read_csv(
+            render_world(place, clips=clips, seed=seed, split=split, difficulty=difficulty), root=None
+        )
     elif source == "folder":
         videos, notes = read_folder(Path(_required(root, "data.root", source)))
     elif source == "csv":
@@ -83,7 +94,7 @@ def find_clips(
     elif source == "webdataset":
         videos, notes = read_tars(str(_required(tars, "data.tars", source)), Path(root) if root else None)
     else:
-        raise ValueError(f"data.source is {source!r}; it is one of demo, folder, csv, webdataset")
+        raise ValueError(f"data.source is {source!r}; it is one of demo, world, folder, csv, webdataset")
     groups = _groups(videos, group)
     splits, moved = assign_splits(groups, [video.split for video in videos])
     found: list[Clip] = []

@@ -150,7 +150,8 @@ def test_what_a_source_needs() -> None:
         ("folder", "data.root"),
         ("csv", "data.csv"),
         ("webdataset", "data.tars"),
-        ("demo", "demo_dir"),
+        ("demo", "rendered_dir"),
+        ("world", "rendered_dir"),
     ]:
         with pytest.raises(ValueError, match=f"data.source={source} needs {entry}"):
             find_clips(source=source)
