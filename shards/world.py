@@ -168,7 +168,10 @@ class _Renderer:
         middle = [
             place + jitter + pace * self.time
             for place, jitter, pace in zip(
-                self.value("position", _CENTRES), (self.detail(0, -0.06, 0.06), self.detail(1, -0.06, 0.06)), velocity
+                self.value("position", _CENTRES),
+                (self.detail(0, -0.06, 0.06), self.detail(1, -0.06, 0.06)),
+                velocity,
+                strict=True,
             )
         ]
         dx, dy = self.nearest(self.x - middle[0], self.y - middle[1])
