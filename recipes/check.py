@@ -6,7 +6,9 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
+from dataclasses import fields
 from functools import cache
+from itertools import chain
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -15,11 +17,17 @@ from pydantic import TypeAdapter, ValidationError
 
 from recipes.contest import CONTEST, keyed_converters
 from recipes.keys import NAMED, hint, paths, whole_entries
-from recipes.schema import Recipe
+from recipes.schema import Data, Recipe
 
 WEIGHTS = ("standin", "pretrained", "miniature")  # anything else is a folder
-NEEDS = {"demo": (), "folder": ("root",), "csv": ("csv",), "webdataset": ("tars",)}
-READS = {"demo": (), "folder": ("root",), "csv": ("csv", "root"), "webdataset": ("tars",)}
+NEEDS = {"demo": (), "world": (), "folder": ("root",), "csv": ("csv",), "webdataset": ("tars",)}
+READS = {
+    "demo": (),
+    "world": ("split", "difficulty"),
+    "folder": ("root",),
+    "csv": ("csv", "root"),
+    "webdataset": ("tars",),
+}
 COLUMN = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}")  # as converters.converter.NAME
 TAKEN = ("clips", "student")  # folders of a feature store
 FLOORS = ("mean", "position_mean", "pixels", "ridge", "skip", "mlp", "shuffled")  # they stand beside the contestants
@@ -138,13 +146,14 @@ def check(recipe: Recipe) -> list[str]:
 
 def _check_data(recipe: Recipe) -> Iterator[str]:
     data = recipe.data
-    given = {key: value for key in ("root", "csv", "tars") if (value := getattr(data, key)) is not None}
+    defaults = {entry.name: entry.default for entry in fields(Data)}
+    given = {key: value for key in sorted({*chain(*READS.values())}) if (value := getattr(data, key)) != defaults[key]}
     for key in NEEDS[data.source]:
         if key not in given:
             yield f"data.{key}: required with data={data.source}; give data.{key}=..."
     for key, value in given.items():
         if key not in READS[data.source]:
-            right = next(source for source, keys in NEEDS.items() if key in keys)
+            right = next(source for source, keys in READS.items() if key in keys)
             yield f"data.{key}={value} is not read with data={data.source}; add data={right}, or leave it out"
         elif key == "root" and not Path(value).is_dir():
             yield f"data.root={value}: no such folder"

@@ -99,7 +99,8 @@ def describe(recipe: Recipe) -> str:
     """What will be done, in three lines for a person."""
     data, train = recipe.data, recipe.train
     families = ", ".join(f"{spec.family} (skip {spec.skip})" for spec in keyed_converters(recipe).values())
-    source = {"demo": f"{data.clips} rendered clips", "folder": data.root, "csv": data.csv, "webdataset": data.tars}
+    rendered = dict.fromkeys(("demo", "world"), f"{data.clips} rendered clips")
+    source = rendered | {"folder": data.root, "csv": data.csv, "webdataset": data.tars}
     return "\n".join(
         [
             f"{recipe.recipe}: {recipe.student.backbone} -> {', '.join(recipe.targets)} by {families},"

@@ -34,12 +34,14 @@ class Run:
 class Data:
     """Which clips. `source` says which of the entries below count."""
 
-    source: Literal["demo", "folder", "csv", "webdataset"]
+    source: Literal["demo", "world", "folder", "csv", "webdataset"]
     root: Text | None = None  # folder: DIR/<class>/video; csv: what relative paths are relative to
-    csv: Text | None = None  # path,label[,split,group,start,end]
+    csv: Text | None = None  # path,label[,split,group,start,end,factor.NAME]
     tars: Text | None = None  # WebDataset tars of video files: a path, a glob or a brace pattern
-    clips: Count = 80  # demo: how many clips to render
-    seed: Seed = 0  # demo: which world
+    clips: Count = 80  # demo, world: how many clips to render
+    seed: Seed = 0  # demo, world: which one
+    split: Literal["combination", "random"] = "combination"  # world: what makes a test clip, unseen pairings or a hash
+    difficulty: Share = 0.5  # world: how hard the object is to see
     clip_seconds: Positive = 2.0  # length of a clip where no start and end are given
     clips_per_video: Count = 1  # spread evenly over the video
     group: Text | None = None  # regular expression on the path; what it captures is the group. Default: the file

@@ -7,55 +7,35 @@ is and how it moves; its colour, size, speed, direction, the background and the 
 from __future__ import annotations
 
 import hashlib
-import json
-import os
-import shutil
-import tempfile
-from fractions import Fraction
 from pathlib import Path
 
-import av
 import numpy as np
 from tqdm import tqdm
+
+from shards.rendered import encode, rendered_folder
 
 SHAPES = ("disc", "square")
 MOTIONS = ("slide", "orbit", "bounce", "pulse")
 CLASSES = tuple(f"{shape}-{motion}" for shape in SHAPES for motion in MOTIONS)
 VERSION = 1  # of the world; another look needs another number
 FRAMES, RATE, HEIGHT, WIDTH = 32, 16, 256, 288
-DONE = ".done.json"
-EXACT = "cpu-independent=1"  # without it x264's AVX-512 rate control differs from run to run
-ENCODER = {"preset": "superfast", "crf": "20", "x264-params": EXACT}
+ENCODER = {"preset": "superfast", "crf": "20"}
 Y, X = np.mgrid[0:HEIGHT, 0:WIDTH].astype(np.float32) / HEIGHT  # the height is 1
 
 
 def render_demo(root: str | Path, *, clips: int, seed: int) -> Path:
-    """The folder of `clips` demo videos of world `seed` under `root`, rendered unless it is there.
-
-    It takes its name only when it is whole, so a rendering that was cut short is not taken for one.
-    """
+    """The folder of `clips` demo videos of world `seed` under `root`, rendered unless it is there."""
     marker = {"clips": clips, "seed": seed, "version": VERSION}
-    folder = Path(root) / f"demo-v{VERSION}-seed{seed}-{clips}"
-    if (folder / DONE).is_file():
-        return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=".demo-", dir=folder.parent))
-    try:
+    name = f"demo-v{VERSION}-seed{seed}-{clips}"
+
+    def write(folder: Path) -> None:
         for index in tqdm(range(clips), desc="render demo clips", unit="clip", delay=1):
-            name = CLASSES[index % len(CLASSES)]
-            (draft / name).mkdir(exist_ok=True)
-            encode(draft / name / f"world-{index:04d}.mp4", render_clip(index, seed=seed))
-        (draft / DONE).write_text(json.dumps(marker))
-        draft.chmod(0o755)
-        try:
-            os.rename(draft, folder)
-        except OSError:  # another process was faster, or a folder without its marker lies there
-            if not (folder / DONE).is_file():
-                shutil.rmtree(folder)
-                os.rename(draft, folder)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
-    return folder
+            label = CLASSES[index % len(CLASSES)]
+            (folder / label).mkdir(exist_ok=True)
+            frames = render_clip(index, seed=seed)
+            encode(folder / label / f"world-{index:04d}.mp4", frames, rate=RATE, options=ENCODER)
+
+    return rendered_folder(Path(root) / name, write, marker=marker)
 
 
 def render_clip(index: int, *, seed: int) -> np.ndarray:
@@ -131,15 +111,3 @@ class _Thing:
         mask = np.clip((radius - distance) * HEIGHT, 0, 1)[..., None].astype(np.float32)
         stripes = (0.5 + 0.5 * np.sin(np.float32(self.stripes) * u))[..., None]
         image[box] += mask * (self.colours[0] * stripes + self.colours[1] * (1 - stripes) - image[box])
-
-
-def encode(path: Path, frames: np.ndarray, *, rate: int = RATE, options: dict[str, str] = ENCODER) -> None:
-    """(f, h, w, 3) uint8 -> H.264 in the container that the name's extension says; the same frames, the same bytes."""
-    with av.open(str(path), "w", options={"fflags": "+bitexact"}) as container:
-        stream = container.add_stream("libx264", rate=Fraction(rate), options=dict(options))
-        stream.height, stream.width = frames.shape[1:3]
-        stream.pix_fmt = "yuv420p"
-        stream.codec_context.thread_count = 1
-        for image in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
-        container.mux(stream.encode())

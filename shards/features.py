@@ -17,11 +17,12 @@ import torch
 
 from recipes.schema import Backbone as BackboneSpec
 from recipes.schema import Recipe
+from shards.agreement import check_clips, describe_clips
 from shards.column import PIXELS, STUDENT
 from shards.decode import Refusal
 from shards.extraction import Views, extract
 from shards.manifest import Manifest, digest
-from shards.plan import check_clips, check_place, describe_clips
+from shards.plan import check_place
 from shards.ranks import Ranks
 from shards.split import FEWEST, SPLITS
 from shards.store import FeatureStore
@@ -31,7 +32,7 @@ from teachers import create_backbone
 from teachers.backbone import Backbone
 from teachers.layout import TokenLayout
 
-DEMO_FOLDER = Path("features") / "demo"
+RENDERED = Path("features")  # demo/ and world/ stand there
 FEW_GROUPS = 8  # of test clips, below which a number is an anecdote
 log = logging.getLogger(__name__)
 
@@ -207,7 +208,7 @@ def split_lines(clips: Sequence[Clip]) -> list[str]:
 
 
 def find_recipe_clips(recipe: Recipe) -> Found:
-    """The clips that the recipe's data section names; the demo is rendered where it is not there yet."""
+    """The clips that the recipe's data section names; demo and world are rendered where they are not there yet."""
     data = recipe.data
     return find_clips(
         source=data.source,
@@ -219,7 +220,9 @@ def find_recipe_clips(recipe: Recipe) -> Found:
         clip_seconds=data.clip_seconds,
         clips_per_video=data.clips_per_video,
         group=data.group,
-        demo_dir=DEMO_FOLDER,
+        split=data.split,
+        difficulty=data.difficulty,
+        rendered_dir=RENDERED / data.source,
     )
 
 

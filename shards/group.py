@@ -19,7 +19,7 @@ Views = Mapping[tuple[int, int], Tensor]  # (frames, pixels) -> (frames, 3, pixe
 
 
 class Clip(Protocol):
-    """What is extracted. split: train, val or test."""
+    """What is extracted. split: train, val or test. factors: further labels by name."""
 
     @property
     def key(self) -> str: ...
@@ -35,6 +35,9 @@ class Clip(Protocol):
 
     @property
     def split(self) -> str: ...
+
+    @property
+    def factors(self) -> Mapping[str, str]: ...
 
 
 class Source(Protocol):
@@ -120,4 +123,4 @@ class Computer:
     def record(self, key: str, fields: dict[str, Any]) -> dict[str, Any]:
         clip = self.clips[key]
         own = {"key": key, "label": clip.label, "source": clip.source, "group": clip.group, "split": clip.split}
-        return own | fields
+        return own | ({"factors": dict(clip.factors)} if clip.factors else {}) | fields

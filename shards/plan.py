@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from shards.agreement import check_clips, check_columns, describe_clips
 from shards.codec import check_codec
 from shards.column import (
     BLOCK,
@@ -23,14 +24,12 @@ from shards.column import (
 )
 from shards.disk import TEMPORARY, StoreError, read_inside
 from shards.manifest import MANIFEST, Column, Manifest, Partition, digest
-from shards.store import FeatureStore
 from shards.tensorfile import Spec
 
 SHARD_BYTES = 512 * 10**6  # of the first column
 FEWEST_SHARDS = 8  # so that several ranks have something to do
 FIRST_REFUSALS = 20  # that the manifest names; the sidecars name all
-FACTS = ("start", "end", "size")  # of a clip that was given a span, and of its file
-NAMED = 3  # clips that a line of an error names
+NAMED = 3  # files that an error names
 RECORD_BYTES = 4 * BLOCK  # a generous guess of a record with its header
 
 
@@ -133,7 +132,7 @@ def make_plan(
     labels = sorted({clip.label for clip in clips if clip.label is not None})
     if there:
         check_clips(root, there, clips=clips, view=view, clips_per_shard=clips_per_shard)
-        _refuse(root, _column_pairs(there, wanted))
+        check_columns(root, there, wanted)
     work = tuple(_unfinished(root, list(by_key), partition, wanted))
     missing = {name for item in work for name in item.columns}
     merged = {**wanted, **(there.columns if there else {})}
@@ -157,78 +156,6 @@ def check_place(root: Path) -> None:
         raise ValueError(
             f"store.path={root} holds {few} and no {MANIFEST}: it is no feature store; choose a new or empty folder"
         )
-
-
-def check_clips(
-    root: Path, there: Manifest, *, clips: Sequence[Any], view: Mapping[str, Any], clips_per_shard: int | None
-) -> None:
-    """Raises ValueError where a store holds other clips than these, or shows or divides them otherwise."""
-    partition = there.partition
-    pairs: dict[str, tuple[Any, Any]] = {
-        "clips": (partition.clips, len(clips)),
-        "digest of the keys": (partition.keys[:12], keys_digest({clip.key for clip in clips})[:12]),
-        "clips_per_shard": (partition.clips_per_shard, clips_per_shard or partition.clips_per_shard),
-    }
-    for entry in sorted(there.view.keys() | view.keys()):
-        pairs[f"{entry} of the view"] = (there.view.get(entry), view.get(entry))
-    for name, value in describe_clips(clips).items():
-        pairs[f"{name} digest"] = (there.digests.get(name, "none")[:12], value[:12])
-    _refuse(root, pairs, more=lambda: _clip_lines(root, clips) if there.view == view else [])
-
-
-def _column_pairs(there: Manifest, wanted: Mapping[str, Column]) -> dict[str, tuple[Any, Any]]:
-    """What each column that is there already was made with, and would be."""
-    pairs: dict[str, tuple[Any, Any]] = {}
-    for name in wanted.keys() & there.columns.keys():
-        old, new = there.columns[name], wanted[name]
-        pairs[f"codec of {name}"] = (old.codec, new.codec)
-        pairs[f"layout of {name}"] = (old.layout.describe(), new.layout.describe())
-        pairs[f"extent of {name}"] = (old.layout.extent, new.layout.extent)
-        for entry in sorted(old.origin.keys() | new.origin.keys()):
-            pairs[f"{entry} of {name}"] = (old.origin.get(entry), new.origin.get(entry))
-    return pairs
-
-
-def _refuse(root: Path, pairs: Mapping[str, tuple[Any, Any]], more: Callable[[], Iterable[str]] = lambda: ()) -> None:
-    """Raises ValueError with everything in which the store there was made otherwise."""
-    differences = [f"{name}: there {old}, here {new}" for name, (old, new) in sorted(pairs.items()) if old != new]
-    if differences:
-        lines = "\n  ".join([f"the store {root} was made otherwise:", *differences, *more()])
-        raise ValueError(f"{lines}\nChoose another store.path, or delete it.")
-
-
-def _clip_lines(root: Path, clips: Sequence[Any]) -> Iterator[str]:
-    """Which clips a store lacks, has beside these, or has with another label, group or split; a few of each by name."""
-    try:
-        store = FeatureStore(root, columns=[])
-    except (StoreError, OSError):
-        return
-    here = {_identity(clip.key): clip for clip in clips}
-    there = {_identity(record["key"]): record for record in store.clips}
-    refused = set(map(_identity, store.refused))
-    lists = {
-        "only there": [str(there[at].get("source")) for at in there if at not in here],
-        "only here": [_name(here[at]) for at in here if at not in there and at not in refused],
-    }
-    for entry in ("label", "group", "split"):
-        lists[f"another {entry}"] = [
-            f"{_name(here[at])} (there {there[at][entry]}, here {getattr(here[at], entry)})"
-            for at in here.keys() & there.keys()
-            if there[at][entry] != getattr(here[at], entry)
-        ]
-    for title, names in lists.items():
-        if names:
-            more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-            yield f"{title}: {', '.join(sorted(names)[:NAMED])}{more}"
-
-
-def _identity(key: str) -> str:
-    """The key without its number, which other clips before it change."""
-    return key.partition("-")[2]
-
-
-def _name(clip: Any) -> str:
-    return getattr(clip, "name", clip.source)
 
 
 def _unfinished(root: Path, keys: Sequence[str], partition: Partition, wanted: Mapping[str, Column]) -> Iterator[Work]:
@@ -267,15 +194,6 @@ def read_refused(root: Path, column: str, shard: int) -> dict[str, str]:
 def default_clips_per_shard(column: Column, clips: int) -> int:
     """About 512 MB of a column, in at least 8 shards."""
     return max(1, min(SHARD_BYTES // member_bytes(column.spec), -(-clips // FEWEST_SHARDS)))
-
-
-def describe_clips(clips: Sequence[Any]) -> dict[str, str]:
-    """Digests of the split and of the data: keys, labels, groups, spans and bytes, but no paths."""
-    spans = [[clip.key, clip.label, clip.group, *(getattr(clip, fact, None) for fact in FACTS)] for clip in clips]
-    return {
-        "split": digest(sorted((clip.key, clip.split) for clip in clips)),
-        "data": digest(sorted(spans, key=lambda span: span[0])),
-    }
 
 
 def required_bytes(plan: Plan) -> tuple[int, float]:

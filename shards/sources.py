@@ -14,7 +14,7 @@ import re
 import tarfile
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from typing import Any
 from tqdm import tqdm
 
 from shards.split import SPLITS
+from shards.task import FACTOR, factor_problem
 
 EXTENSIONS = (
     *("3gp", "asf", "avi", "flv", "m2ts", "m4v", "mkv", "mov", "mp4", "mpeg"),
@@ -34,7 +35,8 @@ SIDECAR_BYTES = 2**20  # a .json, .cls or .txt beside a video in a tar is smalle
 
 @dataclass
 class Video:
-    """A file, or a given span of one, before grouping. identity: the same for two names of one file."""
+    """A file, or a given span of one, before grouping. identity: the same for two names of one file. factors: further
+    labels by name."""
 
     source: str
     name: str
@@ -46,6 +48,7 @@ class Video:
     start: float | None = None
     end: float | None = None
     offset: int | None = None
+    factors: dict[str, str] = field(default_factory=dict)
 
 
 def _is_video(name: str) -> bool:
@@ -68,13 +71,21 @@ def report(problems: Sequence[str], where: str) -> None:
         raise ValueError("\n  ".join([f"{where}: {len(problems)} problem(s)", *problems[:SHOWN], *more]))
 
 
+def _is_factor(name: str | None) -> bool:
+    return name is not None and name.startswith(FACTOR)
+
+
 def _fields(row: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """label, split, group, start and end of a CSV row or a JSON object, and what is wrong with them."""
-    texts = {name: str(row[name]).strip() for name in COLUMNS[1:] if row.get(name) is not None}
-    values: dict[str, Any] = {name: text for name, text in texts.items() if text}
+    """label, split, group, start, end and factors of a CSV row or a JSON object, and what is wrong with them."""
+    names = [name for name in row if name in COLUMNS[1:] or _is_factor(name)]
+    texts = {name: str(row[name]).strip() for name in names if row[name] is not None}
+    values: dict[str, Any] = {name: text for name, text in texts.items() if text and name in COLUMNS}
+    factors = {name.removeprefix(FACTOR): text for name, text in texts.items() if text and name not in COLUMNS}
+    values |= {"factors": factors} if factors else {}
     problems = [
         f"{name} is {texts[name]}; it must be text or a number" for name in texts if isinstance(row[name], (dict, list))
     ]
+    problems += [problem for name in factors if (problem := factor_problem(name))]
     if values.get("split", "train") not in SPLITS:
         problems.append(f"split is {values['split']!r}; it is one of {', '.join(SPLITS)}")
     for name in ("start", "end"):
@@ -137,7 +148,7 @@ def read_folder(root: Path) -> tuple[list[Video], list[str]]:
 
 
 def read_csv(path: Path, root: Path | None) -> tuple[list[Video], list[str]]:
-    """path,label[,split,group,start,end]; relative paths start at data.root, else at the CSV's folder."""
+    """path,label[,split,group,start,end,factor.NAME]; relative paths start at data.root, else at the CSV's folder."""
     if not path.is_file():
         raise FileNotFoundError(f"data.csv={path} is not a file")
     root = Path(os.path.abspath(root or path.parent))  # so that a name does not depend on how the folder is written
@@ -162,7 +173,7 @@ def read_csv(path: Path, root: Path | None) -> tuple[list[Video], list[str]]:
     report(problems, str(path))
     if not videos:
         raise ValueError(f"{path} has a header and no rows")
-    unknown = [name for name in columns if name not in COLUMNS]
+    unknown = [name for name in columns if name not in COLUMNS and not _is_factor(name)]
     return videos, [f"columns of {path.name} that mean nothing here: {', '.join(unknown)}"] if unknown else []
 
 
@@ -170,10 +181,12 @@ def _check_header(path: Path, columns: Sequence[str]) -> None:
     if missing := [name for name in COLUMNS[:2] if name not in columns]:
         raise ValueError(
             f"{path}: no column {' and no column '.join(missing)}; the header is {list(columns)}. The first line names "
-            f"the columns, separated by commas: {','.join(COLUMNS[:2])}[,{','.join(COLUMNS[2:])}]"
+            f"the columns, separated by commas: {','.join(COLUMNS[:2])}[,{','.join(COLUMNS[2:])},{FACTOR}NAME]"
         )
-    if twice := [name for name in COLUMNS if columns.count(name) > 1]:
+    factors = [name for name in columns if _is_factor(name)]
+    if twice := [name for name in (*COLUMNS, *factors) if columns.count(name) > 1]:
         raise ValueError(f"{path}: the header has {twice[0]} {columns.count(twice[0])} times; rename one of them")
+    report([problem for name in factors if (problem := factor_problem(name.removeprefix(FACTOR)))], f"{path}, header")
 
 
 def _csv_row(row: dict[str, Any], root: Path) -> tuple[Video, list[str]]:
@@ -211,7 +224,7 @@ def _tar_paths(pattern: str, root: Path | None) -> Iterator[Path]:
 
 
 def read_tars(pattern: str, root: Path | None) -> tuple[list[Video], list[str]]:
-    """Tars of video files, each with an optional .json (label, group, split, start, end), .cls or .txt (label)."""
+    """Tars of video files, each with an optional .json (the CSV's columns but the path), .cls or .txt (label)."""
     paths = list(_tar_paths(pattern, root))
     base = os.path.commonpath([path.absolute().parent for path in paths])
     videos, problems, left_out = [], [], Counter[str]()

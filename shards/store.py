@@ -22,6 +22,7 @@ from shards.column import CLIPS, Member, Sidecar, keys_digest, shard_name
 from shards.disk import StoreError, open_inside, read_exactly
 from shards.manifest import MAKE, Column, Manifest
 from shards.statistics import load_statistics
+from shards.task import LABEL, Task, are_factors, tasks_of
 from shards.tensorfile import as_bytes, header
 from teachers.layout import TokenLayout
 
@@ -38,7 +39,8 @@ class FeatureStore:
 
     keys: of the clips, in order. clips: their records (key, label, source, group, split, and the view's span and crop).
     columns: name -> Column (layout, codec, origin). labels: names, in the order of the label index. label_indices: of
-    every clip, -1 without a label. groups: of every clip. refused: key -> reason. digests: split, view, data.
+    every clip, -1 without a label. tasks: "label" (labels and label_indices), if any clip has one, and every factor.
+    groups: of every clip. refused: key -> reason. digests: split, view, data.
     manifest: the rest.
 
     Raises StoreError (a ValueError) naming shard, column and clip where the store is missing, incomplete or damaged, or
@@ -78,6 +80,9 @@ class FeatureStore:
         self.groups = [str(record["group"]) for record in self.clips]
         index = {label: number for number, label in enumerate(self.labels)}
         self.label_indices = [index.get(record["label"], -1) for record in self.clips]
+        labelled = any(number >= 0 for number in self.label_indices)
+        self.tasks: dict[str, Task] = {LABEL: Task(self.labels, self.label_indices)} if labelled else {}
+        self.tasks |= tasks_of(self.clips)
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -216,7 +221,8 @@ class FeatureStore:
                 ):
                     raise StoreError(f'{self.path}: {CLIPS}/{shard_name(shard)}.tar, clip "{key}" is damaged')
                 record = json.loads(data)
-                if record.get("key") != key or {"label", "group", "split"} - set(record):
+                sound = {"label", "group", "split"} <= set(record) and are_factors(record.get("factors", {}))
+                if record.get("key") != key or not sound:
                     raise StoreError(f'{self.path}: {CLIPS}/{shard_name(shard)}.tar, clip "{key}" has record {record}')
                 self.clips.append(record)
         finally:

@@ -1,4 +1,4 @@
-"""Where clips come from: class folders, a CSV, WebDataset tars of video files, the embedded demo.
+"""Where clips come from: class folders, a CSV, WebDataset tars of video files, the embedded demo, the world.
 
 `shards.sources` reads a source into `Video`s (a file, or a given span of one); `find_clips` gives them groups, splits
 and keys.
@@ -9,9 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,8 @@ class Clip:
 
     source: the file to open, or the tar that holds it at `offset`. name: path relative to the source's root
     ("tar::member" in a tar), for messages and records. start, end: seconds, None where the view decides by
-    `position` = (index, count) among the clips of this video. size: bytes of the video file.
+    `position` = (index, count) among the clips of this video. size: bytes of the video file. factors: further labels
+    by name.
     """
 
     key: str
@@ -40,6 +41,7 @@ class Clip:
     name: str
     size: int
     offset: int | None = None
+    factors: dict[str, str] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True)
@@ -62,18 +64,29 @@ def find_clips(
     clip_seconds: float = 2.0,
     clips_per_video: int = 1,
     group: str | None = None,
-    demo_dir: str | Path | None = None,
+    split: str = "combination",
+    difficulty: float = 0.5,
+    rendered_dir: str | Path | None = None,
 ) -> Found:
-    """All clips of a source, without decoding anything (the demo is rendered first where it is not there yet).
+    """All clips of a source, without decoding anything (demo and world are rendered first, unless they are there).
 
-    source: demo (rendered under demo_dir), folder (root), csv, or webdataset (tars). group: a regular expression
+    source: demo or world (rendered under rendered_dir), folder (root), csv, or webdataset (tars). split, difficulty: of
+    the world, see world_videos.render_world. group: a regular expression
     searched in the name; what it captures, joined by "/", is the group; default: the file. Raises ValueError or
     FileNotFoundError that names every bad row or file at once.
     """
     if source == "demo":
         from shards.demo import render_demo
 
-        videos, notes = read_folder(render_demo(_required(demo_dir, "demo_dir", source), clips=clips, seed=seed))
+        place = Path(_required(rendered_dir, "rendered_dir", source))
+        videos, notes = read_folder(render_demo(place, clips=clips, seed=seed))
+    elif source == "world":
+        from shards.world_videos import render_world
+
+        place = Path(_required(rendered_dir, "rendered_dir", source))
+        videos, notes = read_csv(
+            render_world(place, clips=clips, seed=seed, split=split, difficulty=difficulty), root=None
+        )
     elif source == "folder":
         videos, notes = read_folder(Path(_required(root, "data.root", source)))
     elif source == "csv":
@@ -81,7 +94,7 @@ def find_clips(
     elif source == "webdataset":
         videos, notes = read_tars(str(_required(tars, "data.tars", source)), Path(root) if root else None)
     else:
-        raise ValueError(f"data.source is {source!r}; it is one of demo, folder, csv, webdataset")
+        raise ValueError(f"data.source is {source!r}; it is one of demo, world, folder, csv, webdataset")
     groups = _groups(videos, group)
     splits, moved = assign_splits(groups, [video.split for video in videos])
     found: list[Clip] = []
@@ -93,20 +106,24 @@ def find_clips(
             found.append(
                 Clip(
                     f"{len(found):06d}-{digest[:10]}", video.source, video.label, name, split, video.start, video.end,
-                    position, video.name, video.size, video.offset,
+                    position, video.name, video.size, video.offset, video.factors,
                 )
             )  # fmt: skip
     unlabelled = sum(clip.label is None for clip in found)
+    values = {(name, value) for clip in found for name, value in clip.factors.items()}
+    if factors := Counter(name for name, _ in values):
+        notes.append("factors: " + ", ".join(f"{name} ({factors[name]} values)" for name in sorted(factors)))
     if unlabelled:
         notes.append(f"{unlabelled} of {len(found)} clips have no label")
     return Found(found, sorted({clip.label for clip in found if clip.label is not None}), notes + moved)
 
 
 def data_digest(clips: Sequence[Clip]) -> str:
-    """Identifies the data: names, spans, positions (all in the keys), bytes, labels and groups."""
+    """Identifies the data: names, spans, positions (all in the keys), bytes, labels, factors and groups."""
     digest = hashlib.sha256()
     for clip in clips:
-        line = [clip.key, clip.name, clip.size, clip.start, clip.end, clip.label, clip.group]
+        line: list[Any] = [clip.key, clip.name, clip.size, clip.start, clip.end, clip.label, clip.group]
+        line += [sorted(clip.factors.items())] if clip.factors else []  # data without factors keeps its digest
         digest.update(json.dumps(line).encode() + b"\n")
     return digest.hexdigest()
 

@@ -6,7 +6,7 @@ be nearly linear. Nothing in the path from the command to the bundle is otherwis
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +93,7 @@ class Clip:
     number: int
     split: str
     label: str | None = None
+    factors: dict[str, str] = field(default_factory=dict, hash=False)
 
     @property
     def key(self) -> str:

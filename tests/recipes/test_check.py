@@ -66,9 +66,14 @@ WRONG = [
     ("data.group=(", "data.group=( is not a regular expression"),
     ("data.group=^a", "data.group=^a captures nothing"),
     ("data.root=.", "data.root=. is not read with data=demo; add data=folder"),
+    ("data.split=random", "data.split=random is not read with data=demo; add data=world"),
+    ("data.split=randm", "data.split: must be one of 'combination' or 'random', got \"randm\"; did you mean random?"),
+    ("data.difficulty=0.7", "data.difficulty=0.7 is not read with data=demo; add data=world"),
+    ("data.difficulty=1.5", "data.difficulty: must be at most 1, got 1.5"),
     (
         "data.source=foldr",
-        "data.source: must be one of 'demo', 'folder', 'csv' or 'webdataset', got \"foldr\"; did you mean folder?",
+        "data.source: must be one of 'demo', 'world', 'folder', 'csv' or 'webdataset', got \"foldr\"; did you mean "
+        "folder?",
     ),
     ("store.codec=in8", "did you mean int8?"),
     ("evaluate.floors=[rdge]", "evaluate.floors.0: must be one of"),
@@ -86,7 +91,10 @@ WRONG = [
     ("converter.options.a=[.inf]", "converter.options.a.0=inf: must be a finite number"),
     ("objective={mse: 0, cosine: 0, gram: 0}", "objective: all of mse, smooth_l1, cosine, gram, moments are 0"),
     ("engine.zero=3", "engine.zero: must be one of 0 or 1, got 3"),
-    ("data=foldr", "data=foldr: unknown option 'foldr'; did you mean folder? valid: csv, demo, folder, webdataset"),
+    (
+        "data=foldr",
+        "data=foldr: unknown option 'foldr'; did you mean folder? valid: csv, demo, folder, webdataset, world",
+    ),
     ("engine=[zero0,zero1]", "engine=[zero0,zero1]: choose one of zero0, zero1"),
     ("targets=[]", "targets=[]: unknown option ''"),
     ("recipe.x=1", "recipe.x: unknown key; recipe is a single value"),

@@ -29,6 +29,7 @@ class TinyClip:
     label: str | None = None
     start: float | None = None
     end: float | None = None
+    factors: dict[str, str] = field(default_factory=dict, hash=False)
 
     @property
     def key(self) -> str:

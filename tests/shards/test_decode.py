@@ -13,7 +13,7 @@ import torch
 
 from shards import decode
 from shards.decode import Refusal, read_frames, scan
-from shards.demo import encode
+from shards.rendered import encode
 
 VIDEOS = Path(__file__).resolve().parents[2] / "../shared/videos"
 needs_videos = pytest.mark.skipif(not VIDEOS.is_dir(), reason="../shared/videos is not there")

@@ -47,7 +47,7 @@ def test_a_second_start_does_not_render(folder: Path, monkeypatch: pytest.Monkey
 
 
 def test_a_rendering_that_was_cut_short_is_no_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def killed(path: Path, frames: np.ndarray) -> None:
+    def killed(path: Path, frames: np.ndarray, **settings: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
@@ -62,7 +62,7 @@ def test_a_rendering_that_was_cut_short_is_no_demo(tmp_path: Path, monkeypatch: 
 
 
 def test_as_a_source(folder: Path) -> None:
-    found = find_clips(source="demo", demo_dir=folder.parent, clips=9, seed=3)
+    found = find_clips(source="demo", rendered_dir=folder.parent, clips=9, seed=3)
     assert len(found.clips) == 9 and found.labels == sorted(demo.CLASSES)
     assert all(clip.label == clip.name.split("/")[0] for clip in found.clips)
     assert not [note for note in found.notes if "moved" not in note]

@@ -194,6 +194,7 @@ def test_one_render_serves_all_backbones(tmp_path: Path, tiny) -> None:
         ({"count": 9}, "clips: there 10, here 9"),
         ({"split": "test"}, "split digest"),
         ({"label": "sit"}, "data digest"),
+        ({"factors": {"speed": "fast"}}, "data digest"),
     ],
 )
 def test_a_store_made_otherwise_is_refused(tmp_path: Path, tiny, options: dict, message: str) -> None:
@@ -203,6 +204,7 @@ def test_a_store_made_otherwise_is_refused(tmp_path: Path, tiny, options: dict, 
     columns["student"].layout = options.pop("layout", columns["student"].layout)
     columns["student"].origin["revision"] = options.pop("revision", None)
     clips[0] = replace(clips[0], split=options.pop("split", "train"), label=options.pop("label", "run"))
+    clips[0] = replace(clips[0], factors=options.pop("factors", {}))
     with pytest.raises(ValueError, match=f"(?s)was made otherwise.*{message}"):
         tiny.extract(tmp_path, columns=columns, clips=clips, **options)
     assert contents(tmp_path) == before

@@ -114,6 +114,21 @@ def test_other_splits_are_refused_and_have_another_default_place(videos: Path, t
         asked("test", f"store.path={tmp_path / 'store'}").extract()
 
 
+def test_other_factors_are_refused_by_name_and_have_another_default_place(videos: Path, tmp_path: Path) -> None:
+    def asked(last: str, *words: str) -> Features:
+        rows = [f"{'ab'[number % 2]}/{number}.mp4,x,{hue}" for number, hue in enumerate(["red"] * 5 + [last])]
+        (tmp_path / "clips.csv").write_text("\n".join(["path,label,factor.hue", *rows]))
+        return planned(videos, "data=csv", f"data.csv={tmp_path / 'clips.csv'}", *words)
+
+    assert asked("red").path == asked("red").path != asked("blue").path
+    store = asked("red", f"store.path={tmp_path / 'store'}").extract()
+    assert store.tasks["hue"].values == ["red"] and store.clips[5]["factors"] == {"hue": "red"}
+    for last in ("blue", ""):
+        message = rf"data digest.*\n  another factor.hue: b/5.mp4 \(there red, here {last or None}\)\n"
+        with pytest.raises(ValueError, match=f"(?s)was made otherwise.*{message}"):
+            asked(last, f"store.path={tmp_path / 'store'}").extract()
+
+
 def test_a_store_has_a_place_of_its_own(videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A writer clears its folder of temporary files: it must never be a folder of someone's work."""
     mine = tmp_path / "mine"

@@ -150,7 +150,8 @@ def test_what_a_source_needs() -> None:
         ("folder", "data.root"),
         ("csv", "data.csv"),
         ("webdataset", "data.tars"),
-        ("demo", "demo_dir"),
+        ("demo", "rendered_dir"),
+        ("world", "rendered_dir"),
     ]:
         with pytest.raises(ValueError, match=f"data.source={source} needs {entry}"):
             find_clips(source=source)
@@ -190,6 +191,35 @@ def test_csv_relative_to_a_root_and_with_columns_of_its_own(folder: Path, tmp_pa
     found = find_clips(source="csv", csv=path, root=folder)
     assert [Path(clip.source).is_file() for clip in found.clips] == [True] * 3
     assert "columns of clips.csv that mean nothing here: fold" in found.notes
+
+
+def test_csv_factors(folder: Path) -> None:
+    rows = ["run/b 1.mp4,run, red ,7", "walk/c.mov,walk,,8", "stray.webm,x,blue,", "walk/ünï#?.avi,walk,,"]
+    path = write_csv(folder, *rows, header="path,label, factor.colour,factor.hand-size_2")
+    found = find_clips(source="csv", csv=path, clips_per_video=2)
+    assert [clip.factors for clip in found.clips[::2]] == [
+        *({"colour": "red", "hand-size_2": "7"}, {"hand-size_2": "8"}, {"colour": "blue"}, {})
+    ]
+    assert found.clips[1].factors == found.clips[0].factors
+    assert found.notes[0] == "factors: colour (2 values), hand-size_2 (2 values)"
+    assert not any("mean nothing" in note for note in found.notes)
+
+
+@pytest.mark.parametrize(
+    ("column", "message"),
+    [
+        ("factor.", "factor. names the factor ''; a name is letters, digits, _ and -; rename it"),
+        ("factor. red", "factor. red names the factor ' red'"),
+        ("factor.a/b", "factor.a/b names the factor 'a/b'"),
+        ("factor.ü", "factor.ü names the factor 'ü'"),
+        ("factor.label", "factor.label: no factor can have this name, label is a column of its own; rename it"),
+        ("factor.x,factor.x", "the header has factor.x 2 times; rename one of them"),
+    ],
+)
+def test_csv_factors_that_are_none(folder: Path, column: str, message: str) -> None:
+    path = write_csv(folder, "stray.webm,x,1,2", header=f"path,label,{column},note")
+    with pytest.raises(ValueError, match=f"(?s)clips.csv.*{re.escape(message)}"):
+        find_clips(source="csv", csv=path)
 
 
 def test_csv_names_do_not_depend_on_how_the_path_is_written(
@@ -255,7 +285,7 @@ def test_csv_files_that_are_none(folder: Path) -> None:
         find_clips(source="csv", csv=write_csv(folder, header="path,class"))
     with pytest.raises(ValueError, match="has a header and no rows"):
         find_clips(source="csv", csv=write_csv(folder))
-    with pytest.raises(ValueError, match=r"separated by commas: path,label\[,split,group,start,end\]"):
+    with pytest.raises(ValueError, match=r"commas: path,label\[,split,group,start,end,factor.NAME\]"):
         find_clips(source="csv", csv=write_csv(folder, "stray.webm;x", header="path;label"))
     with pytest.raises(ValueError, match="the header has label 2 times"):
         find_clips(source="csv", csv=write_csv(folder, "stray.webm,x,y", header="path,label,label"))
@@ -273,7 +303,7 @@ def test_tars(tmp_path: Path) -> None:
         **{
             "x/0001.mp4": b"first", "x/0001.cls": b"7\n", "x/0002.json": b'{"label": "j", "group": "g"}',
             "x/0002.clip.MP4": b"second", "x/0002.cls": b"8", "x/0002.jpg": b"...", "x/._0002.mp4": b"mac",
-            "y/0001.txt": b"a text", "y/0001.mkv": b"third",
+            "y/0001.txt": b"a text", "y/0001.mkv": b"third", "y/0001.json": b'{"factor.speed": 3, "factor.none": null}',
         },
     )  # fmt: skip
     write_tar(
@@ -286,6 +316,7 @@ def test_tars(tmp_path: Path) -> None:
         ("a-000.tar::y/0001.mkv", "a text", "a-000.tar::y/0001.mkv", None),
         ("more/b.tar::0001.mp4", None, "g", 1.0),
     ]
+    assert [clip.factors for clip in found.clips] == [{}, {}, {"speed": "3"}, {}]
     contents = [open_source(clip).read() for clip in found.clips]  # type: ignore[union-attr]
     assert contents == [b"first", b"second", b"third", b"4th"]
     assert "members of the tars left out: 1 x .jpg" in found.notes
@@ -325,6 +356,7 @@ def test_tars_that_cannot_be_used(tmp_path: Path) -> None:
         find_clips(source="webdataset", tars=str(tmp_path / "n.tar"))
     bad = {"1.mp4": b"a", "1.json": b"{no", "2.mp4": b"b", "2.json": b'{"split": "dev"}', "3.mp4": b"c", "3.avi": b"d"}
     bad |= {"4.mp4": b"d", "4.json": json.dumps([1]).encode(), "5.mp4": b"e", "5.json": b'{"label": ["a"]}'}
+    bad |= {"6.mp4": b"f", "6.json": b'{"factor.a b": 1, "factor.c": {}}'}
     write_tar(tmp_path / "bad.tar", **bad)
     with pytest.raises(ValueError) as caught:
         find_clips(source="webdataset", tars=str(tmp_path / "bad.tar"))
@@ -333,6 +365,8 @@ def test_tars_that_cannot_be_used(tmp_path: Path) -> None:
         "bad.tar::2.mp4: split is 'dev'",
         "3.avi: a second video beside bad.tar::3.mp4: both have the key '3'",
         "bad.tar::5.mp4: label is ['a']; it must be text or a number",
+        "bad.tar::6.mp4: factor.a b names the factor 'a b'",
+        "bad.tar::6.mp4: factor.c is {}; it must be text or a number",
         "4.json: not a",
     ]:
         assert part in str(caught.value)
@@ -363,6 +397,6 @@ def test_data_digest_sees_what_matters(folder: Path) -> None:
         return [replace(clips[0], **entries), *clips[1:]]
 
     assert digest == data_digest(other(source="/elsewhere", split="val"))
-    for entries in ({"label": "x"}, {"group": "x"}, {"size": 1}, {"key": "x"}, {"start": 1.0}):
+    for entries in ({"label": "x"}, {"group": "x"}, {"size": 1}, {"key": "x"}, {"start": 1.0}, {"factors": {"a": "x"}}):
         assert data_digest(other(**entries)) != digest
     assert data_digest(clips[1:]) != digest

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from shards.decode import Refusal
-from shards.demo import encode
+from shards.rendered import encode
 from shards.videos import Clip, find_clips
 from shards.view import centre_square, clip_span, frame_times, render_views, view_digest
 
@@ -61,7 +61,7 @@ def test_the_crop_is_the_centre_square(planted: Path, pixels: int) -> None:
 def test_portrait_videos_are_cropped_in_height(tmp_path: Path) -> None:
     frames = np.full((8, 96, 64, 3), 100, np.uint8)
     frames[:, 16:24] = 250
-    encode(tmp_path / "a.mp4", frames)
+    encode(tmp_path / "a.mp4", frames, rate=16, options={"crf": "20"})
     view, outputs, _ = render_views(clip_of(tmp_path / "a.mp4"), [(1, 64)], clip_seconds=9.0)
     assert (view.top, view.left, view.side) == (16, 0, 64) and (view.start, view.end) == (0.0, 0.5)
     rows = outputs[1, 64][0].float().mean((0, 2))
@@ -71,7 +71,7 @@ def test_portrait_videos_are_cropped_in_height(tmp_path: Path) -> None:
 def test_resizing_smooths_what_it_cannot_show(tmp_path: Path) -> None:
     frames = np.zeros((4, 128, 128, 3), np.uint8)
     frames[:, :, ::2] = 255  # stripes of one pixel: aliasing would make them beat
-    encode(tmp_path / "a.mp4", frames, options={"crf": "1"})
+    encode(tmp_path / "a.mp4", frames, rate=16, options={"crf": "1"})
     _, outputs, _ = render_views(clip_of(tmp_path / "a.mp4"), [(1, 50)], clip_seconds=2.0)
     assert outputs[1, 50][0, :, 5:-5, 5:-5].float().std() < 12
 
