@@ -160,8 +160,8 @@ class DenseHeads(nn.Module):
         self.heads = nn.Linear(dim, sum(self.sizes.values()))
 
     def forward(self, tokens: Tensor, lesson: Lesson) -> tuple[Tensor, Terms]:
-        """(b s d), the grid's tokens. A factor's loss is weighted by the share of a cell that shows it; flow weighs more
-        than the factors together, for it starts at once and they only after it.
+        """(b s d), the grid's tokens. A factor's loss is weighted by the share of a cell that shows it. Flow outweighs
+        the factors: it starts at once, and they only after it.
         """
         found = dict(zip(self.sizes, self.heads(tokens).split(list(self.sizes.values()), dim=-1), strict=True))
         cover = self.cells(lesson.mask.unsqueeze(2)).squeeze(-1)

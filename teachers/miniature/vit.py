@@ -108,7 +108,7 @@ class VideoViT(nn.Module):
         return (places if self.moment is None else places + self.moment).flatten(0, 1)
 
     def tokens(self, video: Tensor, visible: Tensor | None = None) -> Tensor:
-        """All output tokens, (b s d), CLS last. visible: (b s) indices of the grid's tokens that are seen; None: all."""
+        """All output tokens, (b s d), CLS last. visible: (b s) indices of the grid's tokens to see; None: all."""
         return self.norm(self.stages(video, visible)[-1])
 
     def stages(self, video: Tensor, visible: Tensor | None = None) -> list[Tensor]:

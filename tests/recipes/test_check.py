@@ -80,7 +80,7 @@ WRONG = [
     ("evaluate.floors=[ridge,ridge]", "evaluate.floors: ridge stands there 2 times"),
     (
         "backbones.weights=pretraind",
-        "backbones.weights=pretraind is none of standin, pretrained, miniature, and no folder; did you mean pretrained?",
+        "weights=pretraind is none of standin, pretrained, miniature, and no folder; did you mean pretrained?",
     ),
     ("student.weights=nowhere", "student.weights=nowhere is none of"),
     ("converter.options=3", "converter.options: must be a section of keys, got 3"),
