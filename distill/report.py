@@ -34,6 +34,7 @@ def end_table(
         elif gain := first["gain"].get(target):
             lines.append(f"gain over ridge, paired: {difference(gain)}")
         lines += mark_lines(first["marks"].get(target, {}))
+    lines += survival_lines(summaries)
     lines += ["", f"cost: {measured(first['cost'])}" if others else cost_line(first["cost"])]
     lines += ["clips: " + ", ".join(f"{count} {name}" for name, count in first["clips"].items()), *notices]
     if first["weights"] == "standin":
@@ -79,6 +80,37 @@ def standings(summaries: Mapping[str, Summary], target: str) -> list[str]:
     unsure = [rival for rival in leads if rival not in better]
     verdicts = {"is better than": better, "is not told apart from": unsure}
     return [table, *(f"{best} {verdict} {', '.join(rivals)}" for verdict, rivals in verdicts.items() if rivals)]
+
+
+def survival_lines(summaries: Mapping[str, Summary]) -> list[str]:
+    """For every contestant and kind of probe a table of what is told from its tokens; none without probes."""
+    lines = []
+    for name, summary in summaries.items():
+        tasks = next(iter(summary["probes"].values()), {})
+        whose = f"{name}: " if len(summaries) > 1 else ""
+        for kind in next(iter(tasks.values()), {}):
+            title = f"{whose}accuracy of {kind} probes on test, teacher -> converted (* less, paired, 95%)"
+            lines += ["", title, "", survival_table(summary, kind)]
+    return lines
+
+
+def survival_table(summary: Summary, kind: str) -> str:
+    """Tasks as rows: what is told from the student, from each teacher and what was converted to it, and by chance. With
+    four targets at most 120 columns wide."""
+    probes, rows = summary["probes"], []
+    for task, first in next(iter(probes.values())).items():
+        cells = [number(first[kind]["student"]["value"], 2)]
+        for target, tasks in probes.items():
+            found = tasks[task][kind]
+            pair = " -> ".join(number(found[tokens]["value"], 2) for tokens in ("teacher", "converted"))
+            high, trusted = found["difference"]["high"], "r2c" not in summary["marks"].get(target, {})
+            cells.append(pair + ("*" if trusted and high is not None and high < 0 else " "))
+        rows.append([shortened(task, 20), *cells, number(first[kind]["chance"], 2)])
+    return format_table(["task", STUDENT, *(shortened(target, 18) for target in probes), "chance"], rows)
+
+
+def shortened(name: str, width: int) -> str:
+    return name if len(name) <= width else name[: width - 2] + ".."
 
 
 def difference(found: Mapping[str, float | None]) -> str:

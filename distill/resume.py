@@ -14,7 +14,8 @@ from distill.train import Learner
 from shards.ranks import Ranks
 
 States = Mapping[str, Mapping[str, Tensor]]  # learner -> its state
-FREE = ("run", "train.resume", "train.checkpoint_every", "train.validate_every")  # what a resumed run may change
+# what a resumed run may change
+FREE = ("run", "train.resume", "train.checkpoint_every", "train.validate_every", "evaluate.probes")
 
 
 def resume_point(

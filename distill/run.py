@@ -14,9 +14,8 @@ from typing import Any
 import torch
 
 from converters import Converter, create_converter, list_converters
-from distill.cost import measure_cost
 from distill.engine import Engine, load_parameters
-from distill.evaluate import finite, score, space_digest, summarise
+from distill.evaluate import finite
 from distill.floors import MAIN, Floors
 from distill.naming import named
 from distill.objective import TERMS, Objective
@@ -24,6 +23,8 @@ from distill.report import end_table, model_card
 from distill.resume import States, flatten, resume_point, saver
 from distill.runfolder import RunFolder, timestamp
 from distill.selection import Choice, choose_weights, validation_r2c
+from distill.summary import evaluate
+from distill.survival import probed_tasks, task_problems
 from distill.train import Learner, NotFinite, Stopped, StopRequest, sampled_positions, train
 from recipes.check import RecipeError
 from recipes.compose import load_recipe, to_yaml
@@ -75,6 +76,7 @@ def distill(recipe: Recipe, ranks: Ranks) -> dict[str, dict[str, Any]]:
     converters = build_converters(recipes, features)  # before the work, so that a wrong option costs nothing
     store = features.extract()
     check_splits(store)
+    check_tasks(store, recipe.evaluate.probes, say)
     # what a resumed run must agree in
     settings = {name: flatten(asdict(own)) | flatten(store.digests, "features.") for name, own in recipes.items()}
     start, states = resume_point(folders, settings, resume=recipe.train.resume == "auto")
@@ -92,7 +94,7 @@ def distill(recipe: Recipe, ranks: Ranks) -> dict[str, dict[str, Any]]:
         say(f"{stopped}; continue with the same command and train.resume=auto run.name={name}")
         raise
 
-    summaries = evaluate(recipes, floors, chosen, ranks)
+    summaries = summarise_all(recipes, floors, chosen, ranks)
     if ranks.main:
         for name, folder in folders.items():
             converters[name].cpu().save(folder.bundle, card=model_card(summaries[name], store))
@@ -245,32 +247,20 @@ def build_engine(recipe: Recipe, objective: Objective, precision: str, ranks: Ra
     )
 
 
-def evaluate(
+def summarise_all(
     recipes: Mapping[str, Recipe], floors: Floors, chosen: Mapping[str, Choice], ranks: Ranks
 ) -> dict[str, dict[str, Any]]:
-    """summary.json of every contestant: the converter beside its floors on the test clips, its lead over the others,
-    what was chosen on val, its cost, and what it all rests on."""
-    store, asked = floors.store, next(iter(recipes.values())).evaluate
-    test, candidates = store.indices("test"), floors.candidates()
-    scores = score(store, test, candidates, ranks=ranks, cka_positions=asked.cka_positions, task="evaluate on test")
-    groups = [store.groups[index] for index in test]
-    clips = {split: len(store.indices(split)) for split in ("train", "val", "test")}
-    summaries = {}
-    for name, recipe in recipes.items():
-        own, rivals = floors.part(name, scores), {other: scores[other] for other in recipes if other != name}
-        found = summarise(own, converter=MAIN, groups=groups, resamples=asked.bootstrap, rivals=rivals)
-        converter = floors.contestants[name]
-        summaries[name] = found | {
-            "recipe": recipe.recipe,
-            "family": converter.family,
-            "weights": recipe.backbones.weights,
-            "chosen": {"weights": chosen[name].weights, "r2c": finite(chosen[name].r2c)},
-            "cost": measure_cost(converter, device=ranks.device),
-            "head": None,
-            "clips": clips | {"refused": len(store.refused)},
-            "digests": store.digests | {"normaliser": space_digest(store, converter.targets)},
-        }
-    return summaries
+    asked = next(iter(recipes.values())).evaluate
+    about = {name: {"recipe": recipe.recipe, "weights": recipe.backbones.weights} for name, recipe in recipes.items()}
+    return evaluate(
+        floors,
+        chosen,
+        about,
+        ranks,
+        resamples=asked.bootstrap,
+        cka_positions=asked.cka_positions,
+        probes=asked.probes,
+    )
 
 
 def unknown_names(recipe: Recipe) -> list[str]:
@@ -294,6 +284,17 @@ def check_splits(store: FeatureStore) -> None:
             raise ValueError(
                 f"no {split} clip is left of {len(store)}: {len(store.refused)} were refused; give more videos"
             )
+
+
+def check_tasks(store: FeatureStore, probes: Sequence[str], say: Callable[[str], None]) -> None:
+    """Says which tasks cannot be probed. Raises ValueError where probes are asked for and none can."""
+    if probes:
+        try:
+            probed_tasks(store)
+        except ValueError as error:
+            raise ValueError(f"evaluate.probes=[{','.join(probes)}] needs labels, and {error}") from None
+        for problem in task_problems(store).values():
+            say(f"no probe: {problem}")
 
 
 if __name__ == "__main__":

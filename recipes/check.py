@@ -224,6 +224,7 @@ def _check_training(recipe: Recipe) -> Iterator[str]:
     if not any(getattr(recipe.objective, term) for term in terms):
         yield f"objective: all of {', '.join(terms)} are 0, so nothing would be learned; raise one"
     yield from _check_repeats("evaluate.floors", recipe.evaluate.floors)
+    yield from _check_repeats("evaluate.probes", recipe.evaluate.probes)
 
 
 def _check_repeats(path: str, names: list[Any]) -> Iterator[str]:

@@ -141,6 +141,8 @@ class Evaluate:
     )
     bootstrap: Count = 2000  # resamples of groups
     cka_positions: Count = 16
+    # what is told of the clips' labels from student, teacher and converted tokens (distill.probe); a minute or more
+    probes: list[Literal["linear", "attentive"]] = field(default_factory=list)
 
 
 @dataclass(config=strict, kw_only=True)

@@ -1,0 +1,52 @@
+"""What is said of every contestant once it is trained: the content of its summary.json."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from distill.cost import measure_cost
+from distill.evaluate import finite, score, space_digest, summarise
+from distill.floors import MAIN, Floors
+from distill.selection import Choice
+from distill.survival import survival
+from shards.ranks import Ranks
+
+
+def evaluate(
+    floors: Floors,
+    chosen: Mapping[str, Choice],
+    about: Mapping[str, Mapping[str, Any]],
+    ranks: Ranks,
+    *,
+    resamples: int,
+    cka_positions: int,
+    probes: Sequence[str],
+) -> dict[str, dict[str, Any]]:
+    """summary.json of every contestant: the converter beside its floors on the test clips, its lead over the others,
+    which factors survive in its tokens, what was chosen on val, its cost, and what it all rests on.
+
+    about: contestant -> entries that the caller adds. probes: kinds of them, see distill.survival.
+    """
+    store, contestants = floors.store, floors.contestants
+    test, candidates = store.indices("test"), floors.candidates()
+    scores = score(store, test, candidates, ranks=ranks, cka_positions=cka_positions, task="evaluate on test")
+    told = survival(store, contestants, kinds=probes, resamples=resamples, seed=floors.seed, ranks=ranks)
+    groups = [store.groups[index] for index in test]
+    clips = {split: len(store.indices(split)) for split in ("train", "val", "test")}
+    summaries = {}
+    for name, converter in contestants.items():
+        own, rivals = floors.part(name, scores), {other: scores[other] for other in contestants if other != name}
+        found = summarise(own, converter=MAIN, groups=groups, resamples=resamples, rivals=rivals)
+        summaries[name] = {
+            **found,
+            **about[name],
+            "family": converter.family,
+            "chosen": {"weights": chosen[name].weights, "r2c": finite(chosen[name].r2c)},
+            "probes": told[name],
+            "cost": measure_cost(converter, device=ranks.device),
+            "head": None,
+            "clips": clips | {"refused": len(store.refused)},
+            "digests": store.digests | {"normaliser": space_digest(store, converter.targets)},
+        }
+    return summaries
