@@ -19,7 +19,7 @@ from recipes.contest import CONTEST, keyed_converters
 from recipes.keys import NAMED, hint, paths, whole_entries
 from recipes.schema import Data, Recipe
 
-WEIGHTS = ("standin", "pretrained")  # anything else is a folder
+WEIGHTS = ("standin", "pretrained", "miniature")  # anything else is a folder
 NEEDS = {"demo": (), "world": (), "folder": ("root",), "csv": ("csv",), "webdataset": ("tars",)}
 READS = {
     "demo": (),
@@ -181,7 +181,7 @@ def _check_models(recipe: Recipe) -> Iterator[str]:
     weights = {"backbones": recipe.backbones.weights, **{place: entry.weights for place, entry in models.items()}}
     for place, value in weights.items():
         if value is not None and value not in WEIGHTS and not Path(value).is_dir():
-            rule = f"is neither {' nor '.join(WEIGHTS)} nor a folder"
+            rule = f"is none of {', '.join(WEIGHTS)}, and no folder"
             yield f"{place}.weights={value} {rule}{hint(value, WEIGHTS)}"
     for place, entry in models.items():
         yield from _check_repeats(f"{place}.special", entry.special)

@@ -61,7 +61,7 @@ class Store:
 class Backbones:
     """What all backbones of a recipe share."""
 
-    weights: Text = "standin"  # standin | pretrained | a folder that holds one save_pretrained folder per backbone name
+    weights: Text = "standin"  # standin | pretrained | miniature | a folder that holds a folder per backbone name
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 on a GPU, fp32 on a CPU
     batch: Count | None = None  # clips per forward. Default: 1 on a CPU, what fills the memory on a GPU
 

@@ -165,13 +165,8 @@ class _Renderer:
         heading = heading + self.detail(15, -0.15, 0.15)
         speed = self.value("speed", _SPEEDS) * self.detail(16, 0.9, 1.1)
         velocity = speed * heading.cos(), speed * heading.sin()
-        middle = [
-            place + jitter + pace * self.time
-            for place, jitter, pace in zip(
-                self.value("position", _CENTRES), (self.detail(0, -0.06, 0.06), self.detail(1, -0.06, 0.06)), velocity
-            )
-        ]
-        dx, dy = self.nearest(self.x - middle[0], self.y - middle[1])
+        x, y = (self.value("position", _CENTRES)[axis] + self.detail(axis, -0.06, 0.06) for axis in (0, 1))
+        dx, dy = self.nearest(self.x - x - velocity[0] * self.time, self.y - y - velocity[1] * self.time)
 
         spin, growth = self.value("rotation", _SPINS), self.value("scale", _GROWTHS)
         angle = self.detail(2, 0, 2 * math.pi) + spin * self.time

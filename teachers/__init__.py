@@ -30,6 +30,11 @@ BACKBONES: dict[str, str] = {
     "timesformer": "teachers.hf_video:timesformer",
     "vivit": "teachers.hf_video:vivit",
     "pixels": "teachers.pixels:pixels",
+    "miniature_student": "teachers.miniature:miniature_student",
+    "miniature_masked": "teachers.miniature:miniature_masked",
+    "miniature_motion": "teachers.miniature:miniature_motion",
+    "miniature_frames": "teachers.miniature:miniature_frames",
+    "miniature_pooled": "teachers.miniature:miniature_pooled",
 }
 
 
@@ -58,8 +63,9 @@ def create_backbone(
     """A frozen backbone by name.
 
     weights: "standin" (the same architecture at the same geometry, two layers, seeded: machinery only),
-        "pretrained" (published weights), or a local folder: one that `save_pretrained` wrote, or one that holds
-        such a folder per backbone name.
+        "pretrained" (published weights), "miniature" (of the miniature_ backbones: the learned weights that come with
+        this package), or a local folder: one that `save_pretrained` or the training of a miniature wrote, or one that
+        holds such a folder per backbone name.
     checkpoint, revision, licence: which published weights, at which commit, under which licence; the defaults
         stand beside each factory.
     special: tokens to emit after the grid, such as ("cls",) for timesformer.

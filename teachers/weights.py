@@ -1,6 +1,7 @@
 """Where a backbone's weights come from, and how that is written down.
 
-Three sources: "standin" (seeded, built on the spot), "pretrained" (published on the hub), or a local folder.
+Four sources: "standin" (seeded, built on the spot), "pretrained" (published on the hub), "miniature" (those of the
+miniature backbones, which come with this package), or a local folder.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from typing import Any
 
 log = logging.getLogger(__name__)
 
-STANDIN, PRETRAINED = "standin", "pretrained"
+STANDIN, PRETRAINED, MINIATURE = "standin", "pretrained", "miniature"
+SHIPPED = Path(__file__).resolve().parent / "miniature" / "weights"
 WEIGHT_FILES = ("*.safetensors", "*.bin")
 
 
@@ -63,10 +65,16 @@ class WeightSource:
 
     def folder(self, name: str) -> Path:
         """The folder that holds this backbone's config.json. Raises WeightsNotFound."""
-        root = Path(self.weights).expanduser()
+        root = SHIPPED if self.weights == MINIATURE else Path(self.weights).expanduser()
         for folder in (root, root / name):
             if (folder / "config.json").is_file():
                 return folder
+        if self.weights == MINIATURE:
+            has = ", ".join(sorted(path.parent.name for path in SHIPPED.glob("*/config.json"))) or "none"
+            raise WeightsNotFound(
+                f'{name}: no weights="{MINIATURE}" come with this package for it; there are: {has}. Give it weights of '
+                f'its own (in a recipe: its weights, beside backbones.weights), or use weights="{STANDIN}"'
+            )
         raise WeightsNotFound(
             f'{name}: weights="{self.weights}" is neither "{STANDIN}" nor "{PRETRAINED}" nor a folder of weights: '
             f"there is no {root / 'config.json'} and no {root / name / 'config.json'}; give a folder that "

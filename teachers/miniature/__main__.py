@@ -43,7 +43,7 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--out", type=Path, default=Path("runs/miniature"), help="default: runs/miniature")
     one.add_argument("--steps", type=int, help="default: as its shipped weights had")
     one.add_argument("--batch", type=int, help="clips a step; default: as its shipped weights had")
-    one.add_argument("--lr", type=float, default=1e-3, help="peak rate (default: 1e-3)")
+    one.add_argument("--lr", type=float, help="peak rate; default: as its shipped weights had")
     one.add_argument("--seed", type=int, default=0)
     one.add_argument("--difficulty", type=float, default=0.5, help="of the world, 0 to 1 (default: 0.5)")
     one.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -56,13 +56,14 @@ def train(arguments: argparse.Namespace) -> Record:
     name, device = arguments.name, torch.device(arguments.device)
     model = MINIATURES[name]
     check_factors(list(model.factors))
-    arguments.steps, arguments.batch = arguments.steps or model.steps, arguments.batch or model.batch
+    for key in ("steps", "batch", "lr"):
+        setattr(arguments, key, getattr(arguments, key) or getattr(model, key))
     settings = {"model": name, "world": VERSION, **{key: getattr(arguments, key) for key in SETTINGS}}
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(arguments.seed)
         objective = OBJECTIVES[model.objective](model.network(), {key: len(FACTORS[key]) for key in model.factors})
     trainer = Trainer(objective, settings=settings, device=device)
-    checkpoint = arguments.out / f"{name}.checkpoint.safetensors"
+    checkpoint = arguments.out / name / "checkpoint.safetensors"
     if checkpoint.exists():
         trainer.restore(checkpoint)
         log.info("%s goes on from step %d of %d", name, trainer.step, arguments.steps)
@@ -79,7 +80,7 @@ def train(arguments: argparse.Namespace) -> Record:
         "seconds": round(trainer.seconds, 1),
     }
     losses = {term: round(value, 4) for term, value in trainer.losses().items()}
-    return write_weights(arguments.out, trainer.average, settings | made | {"losses": losses})
+    return write_weights(arguments.out / name, trainer.average, settings | made | {"losses": losses})
 
 
 SETTINGS = ("steps", "batch", "lr", "seed", "difficulty")

@@ -18,7 +18,7 @@ MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
 @dataclass(frozen=True, kw_only=True)
 class Miniature:
     """frames, pixels: of the input. patch: frames and pixels of a token. objective: a name of OBJECTIVES. factors: what
-    labels it is taught by. steps, batch: of the training that gave
+    labels it is taught by. steps, batch, lr: of the training that gave
     the shipped weights."""
 
     frames: int
@@ -26,7 +26,8 @@ class Miniature:
     patch: tuple[int, int]
     objective: str
     steps: int
-    batch: int = 32
+    batch: int = 16
+    lr: float = 1e-3
     factors: tuple[str, ...] = ()
     attending: Attending = "joint"
     mlp_ratio: float = 4.0
@@ -53,15 +54,14 @@ class Miniature:
 
 
 MINIATURES = {
-    "miniature_student": Miniature(frames=8, pixels=48, patch=(2, 6), objective="latents", steps=3200),
-    "miniature_masked": Miniature(frames=8, pixels=48, patch=(2, 8), objective="pixels", steps=6000),
+    "miniature_student": Miniature(frames=8, pixels=48, patch=(4, 6), objective="latents", steps=6000, lr=2e-3),
+    "miniature_masked": Miniature(frames=8, pixels=48, patch=(4, 8), objective="pixels", steps=8000, lr=2e-3),
     "miniature_motion": Miniature(
         frames=16,
         pixels=48,
-        patch=(2, 8),
+        patch=(4, 8),
         objective="flow",
-        steps=4000,
-        batch=16,
+        steps=3500,
         factors=("direction", "speed", "rotation", "scale", "pan"),
         attending="divided",
         mlp_ratio=2.0,
@@ -71,17 +71,16 @@ MINIATURES = {
         pixels=48,
         patch=(1, 8),
         objective="appearance",
-        steps=3000,
-        batch=16,
+        steps=2000,
         factors=("shape", "colour", "texture"),
         attending="frames",
     ),
     "miniature_pooled": Miniature(
         frames=8,
         pixels=48,
-        patch=(2, 8),
+        patch=(4, 8),
         objective="action",
-        steps=3200,
+        steps=4000,
         factors=("shape", "direction", "speed"),
         pooled=True,
     ),

@@ -9,17 +9,20 @@ Axes: b clips, f frames, t h w token grid, s tokens (m of them masked, v visible
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange, reduce
+from einops import reduce
 from torch import Tensor, nn
 
 from teachers.miniature.vit import SEQUENCES, STD, Block, VideoViT, start
 
 Terms = dict[str, Tensor]
+REPEATS = 2  # masks of one clip
+FLOW = 0.25  # a usual displacement, sides per span
 PAN = "pan"  # the one factor that the background shows, not the object
 
 
@@ -51,12 +54,11 @@ class Predictor(nn.Module):
         dim = network.dim
         self.enter = nn.Linear(dim, dim)
         self.mask = nn.Parameter(torch.empty(1, 1, dim))
-        self.place = nn.Parameter(torch.empty(1, network.positions().shape[0], dim))
+        self.place = nn.Parameter(network.positions().detach().clone().unsqueeze(0))
         joint = SEQUENCES["joint"]
         self.blocks = nn.ModuleList(Block(dim, num_heads=4, mlp_ratio=2.0, sequences=joint) for _ in range(depth))
         self.norm, self.out = nn.LayerNorm(dim), nn.Linear(dim, out)
         nn.init.trunc_normal_(self.mask, std=STD)
-        nn.init.trunc_normal_(self.place, std=STD)
         self.apply(start)
 
     def forward(self, seen: Tensor, visible: Tensor, masked: Tensor) -> Tensor:
@@ -76,7 +78,8 @@ def pick(tokens: Tensor, indices: Tensor) -> Tensor:
 class MaskedPixels(nn.Module):
     """Predicts the pixels of masked cells from the visible ones (Tong et al., VideoMAE, 2022).
 
-    Pixels are not normalised per patch: the calm background would be raised to the height of the object.
+    Pixels are not normalised per patch: the calm background would be raised to the height of the object. Every clip is
+    masked REPEATS times, which spares rendering (Feichtenhofer et al., 2022).
     """
 
     def __init__(self, network: VideoViT, *, ratio: float = 0.75) -> None:
@@ -85,11 +88,8 @@ class MaskedPixels(nn.Module):
         self.predictor = Predictor(network, out=network.embed.in_features, depth=2)
 
     def forward(self, lesson: Lesson, generator: torch.Generator) -> tuple[Tensor, Terms]:
-        wanted = self.network.patches(lesson.video)
-        masks = choose_masks(len(wanted), wanted.shape[1], ratio=self.ratio, generator=generator)
-        visible, masked = (indices.to(wanted.device) for indices in masks)
-        found = self.predictor(self.network.tokens(lesson.video, visible), visible, masked)
-        wanted = pick(wanted, masked)
+        found, masked = masked_prediction(self, lesson.video, generator)
+        wanted = pick(again(self.network.patches(lesson.video)), masked)
         loss = F.mse_loss(found, wanted)
         return loss, {"pixels": loss, "explained": 1 - loss / wanted.var()}
 
@@ -98,13 +98,14 @@ class MaskedLatents(nn.Module):
     """Predicts what an EMA of the network says of masked cells when it sees everything (Bardes et al., V-JEPA, 2024).
 
     The target is the mean of the normalised streams after the later blocks, as in data2vec (Baevski et al., 2022): the
-    last one alone can go constant.
+    last one alone can go constant. The cells' pixels are predicted beside it: at this size the latents alone stay what
+    the random start made them, nearly linear in pixels and blind to the object.
     """
 
-    def __init__(self, network: VideoViT, *, ratio: float = 0.75, momentum: float = 0.996) -> None:
+    def __init__(self, network: VideoViT, *, ratio: float = 0.75, momentum: float = 0.99) -> None:
         super().__init__()
         self.network, self.ratio, self.momentum = network, ratio, momentum
-        self.predictor = Predictor(network, out=network.dim, depth=2)
+        self.predictor = Predictor(network, out=network.dim + network.embed.in_features, depth=2)
         self.target = copy.deepcopy(network).requires_grad_(False)
 
     @torch.no_grad()
@@ -114,14 +115,16 @@ class MaskedLatents(nn.Module):
         return torch.stack([F.layer_norm(stage, stage.shape[-1:]) for stage in stages]).mean(dim=0)
 
     def forward(self, lesson: Lesson, generator: torch.Generator) -> tuple[Tensor, Terms]:
-        wanted = self.targets(lesson.video)
-        masks = choose_masks(len(wanted), wanted.shape[1], ratio=self.ratio, generator=generator)
-        visible, masked = (indices.to(wanted.device) for indices in masks)
-        found = self.predictor(self.network.tokens(lesson.video, visible), visible, masked)
-        wanted = pick(wanted, masked)
-        loss = F.smooth_l1_loss(found, wanted)
+        found, masked = masked_prediction(self, lesson.video, generator)
+        latents, pixels = found.split([self.network.dim, self.network.embed.in_features], dim=-1)
+        wanted = pick(again(self.targets(lesson.video)), masked)
+        terms = {
+            "latents": F.mse_loss(latents, wanted),
+            "pixels": F.mse_loss(pixels, pick(again(self.network.patches(lesson.video)), masked)),
+        }
         spread = wanted.flatten(0, 1).std(dim=0).mean()  # near 0: the target has collapsed
-        return loss, {"latents": loss, "explained": 1 - F.mse_loss(found, wanted) / wanted.var(), "spread": spread}
+        shown = {"explained": 1 - terms["latents"] / wanted.var(), "spread": spread}
+        return terms["latents"] + terms["pixels"], terms | shown
 
     @torch.no_grad()
     def after_step(self, progress: float) -> None:
@@ -131,54 +134,83 @@ class MaskedLatents(nn.Module):
             ours.lerp_(theirs, 1 - momentum)
 
 
-class Dense(nn.Module):
-    """Every token says how much of its cell the object covers, what the object is, and how its cell's pixels move."""
+def masked_prediction(
+    objective: MaskedPixels | MaskedLatents, video: Tensor, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """What the predictor says of the masked cells, and which these are: (r b, m, out), (r b, m)."""
+    video = again(video)
+    tokens = math.prod(objective.network.grid)
+    masks = choose_masks(len(video), tokens, ratio=objective.ratio, generator=generator)
+    visible, masked = (indices.to(video.device) for indices in masks)
+    return objective.predictor(objective.network.tokens(video, visible), visible, masked), masked
 
-    def __init__(self, network: VideoViT, *, classes: Mapping[str, int], flow: bool) -> None:
+
+def again(clips: Tensor) -> Tensor:
+    """(b ...) -> (r b ...), for every one of the REPEATS masks."""
+    return clips.repeat(REPEATS, *[1] * (clips.ndim - 1))
+
+
+class DenseHeads(nn.Module):
+    """What every token says: how much of its cell the object covers, what the object is, how its cell's pixels move."""
+
+    def __init__(self, dim: int, *, grid: tuple[int, int, int], classes: Mapping[str, int], flow: bool) -> None:
         super().__init__()
-        self.network, self.flow = network, flow
+        self.grid, self.flow, self.classes = grid, flow, dict(classes)
         self.sizes = {"cover": 1, **({"flow": 2} if flow else {}), **classes}
-        self.heads = nn.Linear(network.dim, sum(self.sizes.values()))
+        self.heads = nn.Linear(dim, sum(self.sizes.values()))
 
-    def forward(self, lesson: Lesson, generator: torch.Generator) -> tuple[Tensor, Terms]:
-        return self.of_tokens(self.network.tokens(lesson.video), lesson)
-
-    def of_tokens(self, tokens: Tensor, lesson: Lesson) -> tuple[Tensor, Terms]:
+    def forward(self, tokens: Tensor, lesson: Lesson) -> tuple[Tensor, Terms]:
+        """(b s d), the grid's tokens. A factor's loss is weighted by the share of a cell that shows it. Flow outweighs
+        the factors: it starts at once, and they only after it.
+        """
         found = dict(zip(self.sizes, self.heads(tokens).split(list(self.sizes.values()), dim=-1), strict=True))
         cover = self.cells(lesson.mask.unsqueeze(2)).squeeze(-1)
         terms = {"cover": F.binary_cross_entropy_with_logits(found.pop("cover").squeeze(-1), cover)}
         if self.flow:
-            wanted = self.cells(lesson.flow) / 0.25
-            terms["flow"] = F.smooth_l1_loss(found.pop("flow"), wanted)
+            terms["flow"] = F.mse_loss(found.pop("flow"), self.cells(lesson.flow) / FLOW)
+        loss = terms["cover"] + 2 * terms.get("flow", 0)
         for name, logits in found.items():
             weights = 1 - cover if name == PAN else cover
             labels = lesson.factors[name].unsqueeze(1).expand(weights.shape)
             losses = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
             terms[name] = (losses * weights.flatten()).sum() / weights.sum().clamp_min(1)
-        return torch.stack(list(terms.values())).sum(), terms
+            loss = loss + terms[name] / len(self.classes)
+        return loss, terms
 
     def cells(self, pixels: Tensor) -> Tensor:
         """Means over the cells: (b f c y x) -> (b (t h w) c)"""
-        t, h, w = self.network.grid
+        t, h, w = self.grid
         return reduce(pixels, "b (t f) c (h y) (w x) -> b (t h w) c", "mean", t=t, h=h, w=w)
+
+
+class Dense(nn.Module):
+    """Dense labels alone."""
+
+    def __init__(self, network: VideoViT, *, classes: Mapping[str, int], flow: bool) -> None:
+        super().__init__()
+        self.network = network
+        self.heads = DenseHeads(network.dim, grid=network.grid, classes=classes, flow=flow)
+
+    def forward(self, lesson: Lesson, generator: torch.Generator) -> tuple[Tensor, Terms]:
+        return self.heads(self.network.tokens(lesson.video), lesson)
 
 
 class Action(nn.Module):
     """The joint action, what does what and how fast, from the CLS token, each part by a classifier of its own.
 
-    Classification alone stalls at chance for a long time; dense labels on the other tokens start it. They are training
+    Classification alone stays at chance for a long time; dense labels on the other tokens start it. They are training
     wheels: the model answers with its CLS token.
     """
 
     def __init__(self, network: VideoViT, *, classes: Mapping[str, int]) -> None:
         super().__init__()
         self.network, self.classes = network, dict(classes)
-        self.dense = Dense(network, classes=classes, flow=True)
+        self.dense = DenseHeads(network.dim, grid=network.grid, classes=classes, flow=True)
         self.heads = nn.Linear(network.dim, sum(classes.values()))
 
     def forward(self, lesson: Lesson, generator: torch.Generator) -> tuple[Tensor, Terms]:
         tokens = self.network.tokens(lesson.video)
-        loss, terms = self.dense.of_tokens(tokens[:, :-1], lesson)
+        loss, terms = self.dense(tokens[:, :-1], lesson)
         terms = {f"dense {name}": term for name, term in terms.items()}
         logits = self.heads(tokens[:, -1]).split(list(self.classes.values()), dim=-1)
         for name, part in zip(self.classes, logits, strict=True):

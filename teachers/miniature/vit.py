@@ -5,6 +5,7 @@ Axes: b clips, f frames, t h w token grid, s tokens of a sequence, d width.
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
@@ -84,16 +85,15 @@ class VideoViT(nn.Module):
             raise ValueError(f"attending is {attending!r}, but a CLS token needs joint attention; set attending=joint")
         self.grid, self.patch, self.dim = grid, patch, dim
         self.embed = nn.Linear(patch[0] * patch[1] ** 2 * 3, dim)
-        self.place = nn.Parameter(torch.empty(1, grid[1] * grid[2], dim))
-        self.moment = nn.Parameter(torch.empty(grid[0], 1, dim)) if attending != "frames" else None
+        self.place = nn.Parameter(waves(*grid[1:], dim=dim).unsqueeze(0))
+        self.moment = nn.Parameter(waves(grid[0], dim=dim).unsqueeze(1)) if attending != "frames" else None
         self.cls = nn.Parameter(torch.empty(1, 1, dim)) if pooled else None
         blocks = [
             Block(dim, num_heads=num_heads, mlp_ratio=mlp_ratio, sequences=SEQUENCES[attending]) for _ in range(depth)
         ]
         self.blocks, self.norm = nn.ModuleList(blocks), nn.LayerNorm(dim)
-        for parameter in (self.place, self.moment, self.cls):
-            if parameter is not None:
-                nn.init.trunc_normal_(parameter, std=STD)
+        if self.cls is not None:
+            nn.init.trunc_normal_(self.cls, std=STD)
         self.apply(start)
 
     def patches(self, video: Tensor) -> Tensor:
@@ -108,7 +108,7 @@ class VideoViT(nn.Module):
         return (places if self.moment is None else places + self.moment).flatten(0, 1)
 
     def tokens(self, video: Tensor, visible: Tensor | None = None) -> Tensor:
-        """All output tokens, (b s d), CLS last. visible: (b s) indices of the grid tokens that are seen, all if None."""
+        """All output tokens, (b s d), CLS last. visible: (b s) indices of the grid's tokens to see; None: all."""
         return self.norm(self.stages(video, visible)[-1])
 
     def stages(self, video: Tensor, visible: Tensor | None = None) -> list[Tensor]:
@@ -127,6 +127,20 @@ class VideoViT(nn.Module):
     def forward(self, video: Tensor) -> Tensor:
         tokens = self.tokens(video)
         return tokens if self.cls is None else tokens[:, -1:]
+
+
+def waves(*sides: int, dim: int) -> Tensor:
+    """Where embeddings of place start: sines and cosines along each axis, (prod(sides), dim).
+
+    From small random numbers a masked model does not find out for a long time which tokens are neighbours.
+    """
+    share = dim // (2 * len(sides))
+    axes = []
+    for side in sides:
+        phases = torch.linspace(0, 0.5 * math.pi, side).unsqueeze(1) * torch.linspace(1, max(side - 1, 1), share)
+        axes.append(torch.cat([phases.sin(), phases.cos()], dim=1))
+    grids = torch.meshgrid(*(torch.arange(side) for side in sides), indexing="ij")
+    return torch.cat([axis[places.flatten()] for axis, places in zip(axes, grids, strict=True)], dim=1)
 
 
 def start(module: nn.Module) -> None:

@@ -82,9 +82,9 @@ WRONG = [
     ("evaluate.probes=[linear,linear]", "evaluate.probes: linear stands there 2 times"),
     (
         "backbones.weights=pretraind",
-        "backbones.weights=pretraind is neither standin nor pretrained nor a folder; did you mean pretrained?",
+        "weights=pretraind is none of standin, pretrained, miniature, and no folder; did you mean pretrained?",
     ),
-    ("student.weights=nowhere", "student.weights=nowhere is neither"),
+    ("student.weights=nowhere", "student.weights=nowhere is none of"),
     ("converter.options=3", "converter.options: must be a section of keys, got 3"),
     (
         "converter.options={width: 100, heads: 3}",

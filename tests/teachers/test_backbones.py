@@ -24,6 +24,11 @@ GEOMETRY = {
     "timesformer": (16, 224, (16, 14, 14), 768),
     "vivit": (32, 224, None, 768),
     "pixels": (16, 224, (8, 14, 14), 96),
+    "miniature_student": (8, 48, (2, 8, 8), 128),
+    "miniature_masked": (8, 48, (2, 6, 6), 128),
+    "miniature_motion": (16, 48, (4, 6, 6), 128),
+    "miniature_frames": (8, 48, (8, 6, 6), 128),
+    "miniature_pooled": (8, 48, None, 128),
 }
 CELL = (5, 2, 11)  # no two coordinates alike, so no two orders agree; narrow networks try every cell
 

@@ -11,7 +11,9 @@ from teachers import BACKBONES, backbone_options, create_backbone, list_backbone
 
 
 def test_names_and_patterns() -> None:
-    assert list_backbones() == ["pixels", "timesformer", "timm_frames", "videomae", "vivit", "vjepa2"]
+    assert list_backbones("[!m]*") == ["pixels", "timesformer", "timm_frames", "videomae", "vivit", "vjepa2"]
+    miniatures = ["miniature_frames", "miniature_masked", "miniature_motion", "miniature_pooled", "miniature_student"]
+    assert list_backbones("miniature_*") == miniatures and len(list_backbones()) == 11
     assert list_backbones("vi*") == ["videomae", "vivit"] and list_backbones("none") == []
 
 
