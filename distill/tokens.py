@@ -92,7 +92,7 @@ class Streamed:
         order = [self.indices[place] for place in pass_order(len(self.indices), self.seed, turn)]
         parts: list[Batch] = []
         for batch, clips in read(self.store, [self.column], order, self.converter, self.device):
-            parts.append((batch[self.column].clone(), clips))
+            parts.append((batch[self.column], clips))
             if len(parts) * READ == BATCH:
                 yield join(parts)
                 parts = []
@@ -126,12 +126,10 @@ def pass_order(count: int, seed: int | None, turn: int) -> np.ndarray:
 
 
 def survey(source: Source) -> tuple[Tensor, int, Tensor, Tensor]:
-    """One pass: its clips (n,), its batches, and mean and deviation of every channel, (d,). Raises ValueError on tokens
-    that are not finite."""
+    """One pass: its clips (n,), how many batches, and mean and deviation of every channel, (d,)."""
     clips: list[Tensor] = []
     sums, rows = torch.zeros(()), 0
     for tokens, places in source(0):
-        check_finite(tokens, places)
         flat = tokens.flatten(0, 1).double()
         sums = sums.to(flat) + torch.stack([flat.sum(0), flat.square().sum(0)])
         rows += len(flat)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from typing import get_args, get_type_hints
 
 import pytest
 import torch
@@ -15,12 +16,14 @@ from distill.probe import (
     Labels,
     Probe,
     brier,
+    build_optimizer,
     fit_probe,
     known_classes,
     losses,
     moments,
 )
 from distill.tokens import Batch, Held, survey
+from recipes.schema import Evaluate
 from teachers.layout import TokenLayout
 
 LAYOUT = TokenLayout(grid=(4, 2, 2), dim=12)
@@ -208,6 +211,19 @@ def test_the_best_epoch_is_kept_for_every_task_and_decay() -> None:
     assert settled.bias[0, :, 0].tolist() == [11, 10]  # of a the second decay, of b the first, both of epoch 1
     assert settled.queries[:, 0, 0].tolist() == [1, 1] and settled.maps[0][:, 0, 0].tolist() == [1.5, 1]
     assert len(settled.maps) == 1 and not any(p.requires_grad for p in settled.parameters())
+
+
+def test_rates_and_decays_reach_their_weights() -> None:
+    probe = fixed(torch.zeros(2, 2, 3), torch.ones(2, 3, dtype=torch.bool))
+    groups = {id(group["params"][0]): group for group in build_optimizer(probe).param_groups}
+    found = [(groups[id(w)]["lr"], groups[id(w)]["weight_decay"]) for w in (probe.queries, probe.bias, *probe.maps)]
+    plan = probe.schedule
+    assert found == [(plan.query_lr, plan.query_decay), (plan.lr, 0), *((plan.lr, decay) for decay in plan.decays)]
+    assert len(set(plan.decays)) == 2
+
+
+def test_kinds_are_those_of_the_schema() -> None:
+    assert list(get_args(get_args(get_type_hints(Evaluate)["probes"])[0])) == list(SCHEDULES)
 
 
 def test_moments_of_grids_and_of_what_stands_beside_them() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from distill.report import STANDIN_WARNING, end_table, model_card, target_table
+from distill.report import STANDIN_WARNING, end_table, model_card, survival_table, target_table
 from distill.runfolder import RunFolder
 from distill.table import format_table, number
 
@@ -22,6 +22,7 @@ SUMMARY: dict[str, Any] = {
     "gain": {"videomae": {"value": 0.05, "low": 0.01, "high": 0.09}},
     "lead": {},
     "chosen": {"weights": "last", "r2c": {"videomae": 0.8}},
+    "probes": {},
     "cost": {"parameters": 4_770_000, "macs": 5_400_000_000, "latency_ms": 61.4, "threads": 2, "device": "cpu"},
     "clips": {"train": 56, "val": 12, "test": 3, "refused": 1},
     "digests": {"split": "abc"},
@@ -108,6 +109,55 @@ def test_a_floor_that_one_contestant_lacks_is_named_after_those_that_have_it() -
     }
     rows = [line.split()[0] for line in target_table(summaries, "videomae").splitlines()[2:]]
     assert rows == ["wide", "deep", "ridge", "wide/mlp"]
+
+
+def told(teacher: float, converted: float | None, high: float | None) -> dict[str, Any]:
+    """What one kind of probe found of one task."""
+    values = {"student": 0.5, "teacher": teacher, "converted": converted, "converted_by_teacher_probe": 0.1}
+    spans = {name: {"value": value, "low": 0.0, "high": 1.0} for name, value in values.items()}
+    return {**spans, "difference": {"value": -0.1, "low": -0.2, "high": high}, "chance": 0.25, "clips": 40}
+
+
+def test_what_survives_has_a_table_for_every_contestant_and_kind() -> None:
+    found = {
+        "shape": {"linear": told(0.9, 0.874, 0.1), "attentive": told(1.0, 0.2, -0.1)},
+        "size": {"linear": told(0.8, None, None), "attentive": told(0.7, 0.6, 0.0)},
+    }
+    probed = SUMMARY | {"marks": {}, "probes": {"videomae": found}}
+    folders = {"converter": RunFolder(Path("runs/x"))}
+    lines = end_table({"converter": probed}, folders, store=Path("f")).splitlines()
+    at = lines.index("accuracy of attentive probes on test, teacher -> converted (* less, paired, 95%)") + 2
+    assert [line.split() for line in lines[at : at + 4] if "-----" not in line] == [
+        ["task", "student", "videomae", "chance"],
+        ["shape", "0.50", "1.00", "->", "0.20*", "0.25"],
+        ["size", "0.50", "0.70", "->", "0.60", "0.25"],
+    ]
+    assert any(line.split() == ["size", "0.50", "0.80", "->", "-", "0.25"] for line in lines)
+    assert "0.87 " in next(line for line in lines if line.startswith("shape"))
+    assert lines[at + 2].index("0.20") == lines[at + 3].index("0.60"), "the mark moves no number"
+
+    lead = {"videomae": {"value": 0.1, "low": 0.1, "high": 0.2}}
+    both = {name: probed | {"lead": {other: lead}} for name, other in (("wide", "deep"), ("deep", "wide"))}
+    text = end_table(both, {name: RunFolder(Path("runs/x") / name) for name in both}, store=Path("f"))
+    titles = [line for line in text.splitlines() if "probes on test" in line]
+    assert [title.split(" probes")[0] for title in titles] == [
+        f"{name}: accuracy of {kind}" for name in ("wide", "deep") for kind in ("linear", "attentive")
+    ]
+    assert "probes on test" not in end_table({"converter": SUMMARY}, folders, store=Path("f"))
+
+
+def test_a_loss_on_clips_too_few_to_tell_bears_no_mark() -> None:
+    found = {"videomae": {"shape": {"linear": told(0.9, 0.1, -0.5)}}}
+    marks = {"videomae": {"r2c": "1 test groups, too few for an interval"}}
+    assert "0.10*" in survival_table(SUMMARY | {"probes": found, "marks": {}}, "linear")
+    assert "*" not in survival_table(SUMMARY | {"probes": found, "marks": marks}, "linear")
+
+
+def test_what_survives_fits_a_terminal() -> None:
+    tasks = {f"a-factor-with-a-long-name-{n}": {"linear": told(1.0, 1.0, -0.1)} for n in range(2)}
+    probes = {f"a_target_with_a_long_name_{n}": tasks for n in range(4)}
+    lines = survival_table(SUMMARY | {"probes": probes, "marks": {}}, "linear").splitlines()
+    assert max(map(len, lines)) <= 120 and "a-factor-with-a-lo.." in lines[2] and "a_target_with_a_.." in lines[0]
 
 
 def test_model_card_carries_origins_and_numbers() -> None:

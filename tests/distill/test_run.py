@@ -159,6 +159,7 @@ def test_two_ranks_hold_the_same_contest(tiny: list[str], tmp_path: Path) -> Non
     """With a floor that both contestants share, and the optimizer's state partitioned."""
     words = [
         *("recipe=contest_videomae", "contest=[dsconv,mamba]", "evaluate.floors=[ridge,skip]"),
+        "evaluate.probes=[linear]",
         *(word for word in tiny if not word.startswith(("recipe=", "converter."))),
         "contest.dsconv.options={width: 16, blocks: 2, kernel: 3}",
         "contest.mamba.options={width: 16, blocks: 2, states: 4, samples: 4}",
@@ -174,6 +175,8 @@ def test_two_ranks_hold_the_same_contest(tiny: list[str], tmp_path: Path) -> Non
         ours, theirs = (json.loads((folder / "summary.json").read_text()) for folder in folders)
         assert set(theirs["lead"]) == {"dsconv", "mamba"} - {name}
         assert set(theirs["floors"]) == {"ridge", "skip"}
+        told = [found["probes"]["videomae"]["label"]["linear"] for found in (ours, theirs)]
+        assert told[0]["teacher"] == told[1]["teacher"] and told[0]["student"] == told[1]["student"]
         for floor in (None, "ridge", "skip"):
             scores = [found["floors"][floor] if floor else found["targets"] for found in (ours, theirs)]
             assert scores[0]["videomae"]["r2c"] == pytest.approx(scores[1]["videomae"]["r2c"], abs=1e-3)

@@ -78,6 +78,8 @@ WRONG = [
     ("store.codec=in8", "did you mean int8?"),
     ("evaluate.floors=[rdge]", "evaluate.floors.0: must be one of"),
     ("evaluate.floors=[ridge,ridge]", "evaluate.floors: ridge stands there 2 times"),
+    ("evaluate.probes=[liner]", "evaluate.probes.0: must be one of 'linear' or 'attentive'"),
+    ("evaluate.probes=[linear,linear]", "evaluate.probes: linear stands there 2 times"),
     (
         "backbones.weights=pretraind",
         "weights=pretraind is none of standin, pretrained, miniature, and no folder; did you mean pretrained?",
