@@ -96,7 +96,9 @@ def teach(
 ) -> Lesson:
     """A batch of clips, none with a held-out pairing."""
     scenes = draw_scenes(arguments.batch, generator=generator, unseen=False).to(device)
-    seen = render(scenes, frames=model.frames, pixels=model.pixels, difficulty=arguments.difficulty)
+    seen = render(
+        scenes, frames=model.taught_frames or model.frames, pixels=model.pixels, difficulty=arguments.difficulty
+    )
     mean, std = (torch.tensor(values, device=device).view(3, 1, 1) for values in (MEAN, STD))
     return Lesson((seen.video - mean) / std, seen.flow, seen.mask, scenes.factors, progress)
 

@@ -32,6 +32,7 @@ class Miniature:
     attending: Attending = "joint"
     mlp_ratio: float = 4.0
     pooled: bool = False
+    taught_frames: int | None = None  # of a clip in training; fewer are enough for a model that is blind to time
 
     @property
     def grid(self) -> tuple[int, int, int]:
@@ -71,7 +72,10 @@ MINIATURES = {
         pixels=48,
         patch=(1, 8),
         objective="appearance",
-        steps=2000,
+        steps=1200,
+        batch=64,
+        lr=2e-3,
+        taught_frames=2,
         factors=("shape", "colour", "texture"),
         attending="frames",
     ),

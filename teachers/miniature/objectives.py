@@ -151,11 +151,16 @@ def again(clips: Tensor) -> Tensor:
 
 
 class DenseHeads(nn.Module):
-    """What every token says: how much of its cell the object covers, what the object is, how its cell's pixels move."""
+    """What every token says: how much of its cell the object covers, what the object is, how its cell's pixels move.
 
-    def __init__(self, dim: int, *, grid: tuple[int, int, int], classes: Mapping[str, int], flow: bool) -> None:
+    frames: of a cell.
+    """
+
+    def __init__(
+        self, dim: int, *, grid: tuple[int, int, int], frames: int, classes: Mapping[str, int], flow: bool
+    ) -> None:
         super().__init__()
-        self.grid, self.flow, self.classes = grid, flow, dict(classes)
+        self.grid, self.frames, self.flow, self.classes = grid, frames, flow, dict(classes)
         self.sizes = {"cover": 1, **({"flow": 2} if flow else {}), **classes}
         self.heads = nn.Linear(dim, sum(self.sizes.values()))
 
@@ -179,8 +184,8 @@ class DenseHeads(nn.Module):
 
     def cells(self, pixels: Tensor) -> Tensor:
         """Means over the cells: (b f c y x) -> (b (t h w) c)"""
-        t, h, w = self.grid
-        return reduce(pixels, "b (t f) c (h y) (w x) -> b (t h w) c", "mean", t=t, h=h, w=w)
+        _, h, w = self.grid
+        return reduce(pixels, "b (t f) c (h y) (w x) -> b (t h w) c", "mean", f=self.frames, h=h, w=w)
 
 
 class Dense(nn.Module):
@@ -189,7 +194,7 @@ class Dense(nn.Module):
     def __init__(self, network: VideoViT, *, classes: Mapping[str, int], flow: bool) -> None:
         super().__init__()
         self.network = network
-        self.heads = DenseHeads(network.dim, grid=network.grid, classes=classes, flow=flow)
+        self.heads = DenseHeads(network.dim, grid=network.grid, frames=network.patch[0], classes=classes, flow=flow)
 
     def forward(self, lesson: Lesson, generator: torch.Generator) -> tuple[Tensor, Terms]:
         return self.heads(self.network.tokens(lesson.video), lesson)
@@ -205,7 +210,7 @@ class Action(nn.Module):
     def __init__(self, network: VideoViT, *, classes: Mapping[str, int]) -> None:
         super().__init__()
         self.network, self.classes = network, dict(classes)
-        self.dense = DenseHeads(network.dim, grid=network.grid, classes=classes, flow=True)
+        self.dense = DenseHeads(network.dim, grid=network.grid, frames=network.patch[0], classes=classes, flow=True)
         self.heads = nn.Linear(network.dim, sum(classes.values()))
 
     def forward(self, lesson: Lesson, generator: torch.Generator) -> tuple[Tensor, Terms]:

@@ -64,7 +64,8 @@ class VideoViT(nn.Module):
     """video (b, f, 3, height, width) -> (b, tokens, d): the grid in (t h w) order, or the CLS token alone.
 
     grid: (t, h, w). patch: frames and pixels of a token's cell, (frames, pixels). attending: joint, divided, frames.
-        Within frames there is no embedding of time: a frame's tokens do not depend on its place in the clip.
+        Within frames there is no embedding of time: a frame's tokens do not depend on its place in the clip, and fewer
+        frames than grid[0] are as good.
     pooled: a CLS token attends with the others, and is all that `forward` returns.
     """
 
@@ -104,8 +105,7 @@ class VideoViT(nn.Module):
 
     def positions(self) -> Tensor:
         """((t h w) d)"""
-        places = self.place.expand(self.grid[0], -1, -1)
-        return (places if self.moment is None else places + self.moment).flatten(0, 1)
+        return (self.place.expand(self.grid[0], -1, -1) + (0 if self.moment is None else self.moment)).flatten(0, 1)
 
     def tokens(self, video: Tensor, visible: Tensor | None = None) -> Tensor:
         """All output tokens, (b s d), CLS last. visible: (b s) indices of the grid's tokens to see; None: all."""
@@ -113,14 +113,16 @@ class VideoViT(nn.Module):
 
     def stages(self, video: Tensor, visible: Tensor | None = None) -> list[Tensor]:
         """The stream after every block, before the last norm; as `tokens`."""
-        x = self.embed(self.patches(video)) + self.positions()
+        x = self.embed(self.patches(video))
+        grid = (x.shape[1] // self.place.shape[1], *self.grid[1:])
+        x = x + self.positions()[: x.shape[1]]
         if visible is not None:
             x = x.gather(1, visible.unsqueeze(-1).expand(-1, -1, self.dim))
         if self.cls is not None:
             x = torch.cat([x, self.cls.expand(len(x), -1, -1)], dim=1)
         stages = []
         for block in self.blocks:
-            x = block(x, self.grid if visible is None else None)
+            x = block(x, grid if visible is None else None)
             stages.append(x)
         return stages
 

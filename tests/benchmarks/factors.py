@@ -3,8 +3,8 @@
     python tests/benchmarks/factors.py [--models NAME ...] [--seeds 5] [--weights miniature]
 
 Every model beside its own random start and the pixels under its tokens (2 x 2 a frame and cell). Probes are fitted on
-clips without a held-out pairing and scored on clips that all have one. Rows are means over the seeds of the probe; --json
-adds a file with every number.
+clips without a held-out pairing and scored on clips that all have one. Rows are means over the seeds of the probe, the
+last column is the largest deviation among them; --json adds a file with every number.
 """
 
 from __future__ import annotations

@@ -99,7 +99,7 @@ def test_a_hidden_token_is_not_seen() -> None:
 
 
 def test_dense_labels_stand_in_their_cells() -> None:
-    heads = DenseHeads(8, grid=(2, 2, 2), classes={"pan": 5, "shape": 6}, flow=True)
+    heads = DenseHeads(8, grid=(2, 2, 2), frames=2, classes={"pan": 5, "shape": 6}, flow=True)
     pixels = torch.zeros(1, 4, 2, 8, 8)
     pixels[0, 2:, 1, :4, 4:] = 3  # y of cell (1, 0, 1)
     cells = heads.cells(pixels)
