@@ -24,7 +24,7 @@ from distill.resume import States, flatten, resume_point, saver
 from distill.runfolder import RunFolder, timestamp
 from distill.selection import Choice, choose_weights, validation_r2c
 from distill.summary import evaluate
-from distill.survival import probed_tasks, task_problems
+from distill.survival import check_tasks
 from distill.train import Learner, NotFinite, Stopped, StopRequest, sampled_positions, train
 from recipes.check import RecipeError
 from recipes.compose import load_recipe, to_yaml
@@ -250,6 +250,7 @@ def build_engine(recipe: Recipe, objective: Objective, precision: str, ranks: Ra
 def summarise_all(
     recipes: Mapping[str, Recipe], floors: Floors, chosen: Mapping[str, Choice], ranks: Ranks
 ) -> dict[str, dict[str, Any]]:
+    """The summary of every contestant, with what its recipe alone knows."""
     asked = next(iter(recipes.values())).evaluate
     about = {name: {"recipe": recipe.recipe, "weights": recipe.backbones.weights} for name, recipe in recipes.items()}
     return evaluate(
@@ -284,17 +285,6 @@ def check_splits(store: FeatureStore) -> None:
             raise ValueError(
                 f"no {split} clip is left of {len(store)}: {len(store.refused)} were refused; give more videos"
             )
-
-
-def check_tasks(store: FeatureStore, probes: Sequence[str], say: Callable[[str], None]) -> None:
-    """Says which tasks cannot be probed. Raises ValueError where probes are asked for and none can."""
-    if probes:
-        try:
-            probed_tasks(store)
-        except ValueError as error:
-            raise ValueError(f"evaluate.probes=[{','.join(probes)}] needs labels, and {error}") from None
-        for problem in task_problems(store).values():
-            say(f"no probe: {problem}")
 
 
 if __name__ == "__main__":

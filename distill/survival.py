@@ -10,7 +10,7 @@ Axes: n test clips, r resamples.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -158,6 +158,17 @@ def accuracy(right: Tensor, weights: Tensor) -> dict[str, float | None]:
     counted = weights * ~right.isnan()
     low, high = interval(counted @ right.nan_to_num() / counted.sum(1))
     return {"value": float(right.nanmean()), "low": number_or_none(low), "high": number_or_none(high)}
+
+
+def check_tasks(store: FeatureStore, kinds: Sequence[str], say: Callable[[str], None]) -> None:
+    """Says which tasks cannot be probed. Raises ValueError where probes are asked for and none can."""
+    if kinds:
+        try:
+            probed_tasks(store)
+        except ValueError as error:
+            raise ValueError(f"evaluate.probes=[{','.join(kinds)}] needs labels, and {error}") from None
+        for problem in task_problems(store).values():
+            say(f"no probe: {problem}")
 
 
 def probed_tasks(store: FeatureStore) -> dict[str, Tensor]:

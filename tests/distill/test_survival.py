@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from converters import Converter, create_converter
 from distill import run, survival, tokens
 from distill.floors import Floors
-from distill.survival import accuracy, probed_tasks, task_problems
+from distill.survival import accuracy, check_tasks, probed_tasks, task_problems
 from distill.tokens import Held, Streamed, open_sources
 from shards import FeatureStore
 from shards.extraction import extract
@@ -211,6 +211,10 @@ def test_tasks_that_cannot_be_probed_are_left_out_with_the_reason() -> None:
         "val": "task 'val' has no value in val that train has, too",
         "test": "task 'test' has no value in test",
     }
+    said: list[str] = []
+    check_tasks(store, ["linear"], said.append)
+    check_tasks(labelled(), [], said.append)
+    assert said[0] == "no probe: task 'one' has only 'c' in train" and len(said) == 4
     assert {task: at.tolist() for task, at in probed_tasks(store).items()} == {"label": good}
     other = [1, 0, 1, 0, 1, 0]
     assert list(probed_tasks(labelled(label=good, shape=good, size=other))) == ["shape", "size"]
