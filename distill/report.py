@@ -26,15 +26,7 @@ def end_table(
     """The contestants beside their floors on the test clips, what sets them apart, their cost, what the clips are, and
     where things lie."""
     (name, first), *others = summaries.items()
-    lines: list[str] = []
-    for target in first["targets"]:
-        lines += ["", f"{target}, {first['clips']['test']} test clips", "", target_table(summaries, target)]
-        if others:
-            lines += ["", *standings(summaries, target)]
-        elif gain := first["gain"].get(target):
-            lines.append(f"gain over ridge, paired: {difference(gain)}")
-        lines += mark_lines(first["marks"].get(target, {}))
-    lines += survival_lines(summaries)
+    lines = comparison(summaries)
     lines += ["", f"cost: {measured(first['cost'])}" if others else cost_line(first["cost"])]
     lines += ["clips: " + ", ".join(f"{count} {name}" for name, count in first["clips"].items()), *notices]
     if first["weights"] == "standin":
@@ -42,6 +34,20 @@ def end_table(
     lines.append(f"run       {folders[name].path.parent if others else folders[name].path}")
     lines += [f"bundle    {folder.bundle}" for folder in folders.values()]
     return "\n".join([*lines, f"features  {store}"])
+
+
+def comparison(summaries: Mapping[str, Summary]) -> list[str]:
+    """The contestants beside their floors, target by target, what sets them apart, and which factors survive."""
+    first, *others = summaries.values()
+    lines: list[str] = []
+    for target in first["targets"]:
+        lines += ["", f"{target}, {first['clips']['test']:.0f} test clips", "", target_table(summaries, target)]
+        if others:
+            lines += ["", *standings(summaries, target)]
+        elif gain := first["gain"].get(target):
+            lines.append(f"gain over ridge, paired: {difference(gain)}")
+        lines += mark_lines(first["marks"].get(target, {}))
+    return lines + survival_lines(summaries)
 
 
 def target_table(summaries: Mapping[str, Summary], target: str) -> str:

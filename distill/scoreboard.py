@@ -1,6 +1,7 @@
 """Command: runs -> a table of runs x targets, with floors as rows and what each run costs.
 
-python -m distill.scoreboard RUN [RUN ...]
+python -m distill.scoreboard RUN [RUN ...]             # each run for itself
+python -m distill.scoreboard --seeds RUN [RUN ...]     # those of one recipe and several seeds as one, in full
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from distill.report import comparison
+from distill.seeds import by_recipe, one_of
 from distill.table import COST, cost_cells, format_table, number
 
 MUST_AGREE = ("split", "view", "data", "normaliser")
@@ -21,10 +24,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit status: 0, or 1 where runs cannot be read or compared."""
     parser = argparse.ArgumentParser(prog="python -m distill.scoreboard", description="Compares finished runs.")
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run folder (it holds summary.json)")
+    parser.add_argument("--seeds", action="store_true", help="means over runs that differ in train.seed alone, in full")
     parser.add_argument("--metric", default="r2c", help="which metric to show (default: r2c)")
     arguments = parser.parse_args(argv)
     try:
-        print(scoreboard(arguments.runs, metric=arguments.metric))
+        if arguments.seeds:
+            print(seeds_board(arguments.runs))
+        else:
+            print(scoreboard(arguments.runs, metric=arguments.metric))
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -50,6 +57,27 @@ def scoreboard(runs: Sequence[Path], *, metric: str = "r2c") -> str:
             cells = [cell(found.get(target, {}).get(metric)) if target in found else "" for target in targets]
             rows.append([f"    {floor}", *cells, "", "", ""])
     return format_table([f"{metric} on test", *targets, *COST], rows) + "\n* best run of the column"
+
+
+def seeds_board(runs: Sequence[Path]) -> str:
+    """What a run says at its end, of the means over seeds; intervals span those of all seeds.
+
+    Raises ValueError where a seed comes twice, or the runs cannot be compared.
+    """
+    groups = by_recipe(runs)
+    summaries = {str(run): read_summary(run) for run in runs}
+    for target in sorted({target for summary in summaries.values() for target in summary["targets"]}):
+        check_comparable({run: found for run, found in summaries.items() if target in found["targets"]}, target)
+    counts = {len(group) for group in groups}
+    if len(counts) > 1:
+        some = ", ".join(f"{group[0]} {len(group)}" for group in groups)
+        raise ValueError(f"the recipes have different numbers of seeds ({some}); give the same for each")
+    names = [group[0].resolve().name for group in groups]  # a contestant's folder is named after it
+    labels = names if len(set(names)) == len(names) else [str(group[0]) for group in groups]
+    found = {label: one_of([summaries[str(run)] for run in group]) for label, group in zip(labels, groups, strict=True)}
+    first, *_ = counts
+    head = f"means over {first} seeds; intervals span those of all seeds: what lies outside one lies outside each"
+    return "\n".join([head, *comparison(found)])
 
 
 def read_summary(run: Path) -> dict[str, Any]:

@@ -96,8 +96,8 @@ def clip_generator(seed: int, clip: int) -> torch.Generator:
 
 def is_unseen(factors: Mapping[str, Tensor]) -> Tensor:
     """(b,) bool: the clip holds one of the HELD_OUT pairings."""
-    hits = [factors[a] == (factors[b] - offset) % len(FACTORS[b]) for a, b, offset in HELD_OUT]
-    return torch.stack(hits).any(dim=0)
+    hits = [never.gather(1, factors[name].unsqueeze(1)) for name, never in impossible(factors).items()]
+    return torch.cat(hits, dim=1).any(dim=1)
 
 
 def draw_scenes(clips: int, *, generator: torch.Generator, unseen: bool | None = None) -> Scenes:
@@ -116,29 +116,43 @@ def draw_scenes(clips: int, *, generator: torch.Generator, unseen: bool | None =
     return Scenes(factors, torch.rand(clips, DETAILS, generator=generator))
 
 
-def render(scenes: Scenes, *, frames: int, pixels: int, difficulty: float = 0.5) -> Rendered:
-    """Frames at the centres of equal bins of the span, on the device of `scenes.details`.
+def impossible(factors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Factor -> (b, values) bool: the values that no clip has that is not `unseen`, given its other factors."""
+    found = {}
+    for a, b, offset in HELD_OUT:
+        for name, other, shift in ((a, b, -offset), (b, a, offset)):
+            values = torch.arange(len(FACTORS[name]), device=factors[other].device)
+            partner = (factors[other] + shift) % len(FACTORS[b])
+            meets = values == partner.unsqueeze(1)
+            found[name] = found[name] | meets if name in found else meets
+    return found
 
+
+def render(scenes: Scenes, *, frames: int | Tensor, pixels: int, difficulty: float = 0.5) -> Rendered:
+    """Frames on the device of `scenes.details`.
+
+    frames: how many, at the centres of equal bins of the span; or the times to show, (b f) in [0, 1].
     difficulty: 0 to 1: smaller objects before a livelier background, stronger flicker, a wider occluder.
     """
-    if frames < 1 or pixels < 1 or not 0 <= difficulty <= 1:
+    times = (torch.arange(frames) + 0.5).view(1, -1) / frames if isinstance(frames, int) else frames
+    if times.shape[1] < 1 or pixels < 1 or not 0 <= difficulty <= 1:
         raise ValueError(
-            f"the world renders at least 1 frame of 1 pixel at a difficulty in [0, 1], not {frames} frames of {pixels} "
-            f"at {difficulty}"
+            f"the world renders at least 1 frame of 1 pixel at a difficulty in [0, 1], not {times.shape[1]} frames of "
+            f"{pixels} at {difficulty}"
         )
-    return _Renderer(scenes, frames=frames, pixels=pixels, difficulty=difficulty)()
+    return _Renderer(scenes, times=times, pixels=pixels, difficulty=difficulty)()
 
 
 class _Renderer:
     """One call of `render`. Quantities of a clip are (b 1 1 1), of a frame (b f 1 1), of a pixel (b f h w)."""
 
-    def __init__(self, scenes: Scenes, *, frames: int, pixels: int, difficulty: float) -> None:
+    def __init__(self, scenes: Scenes, *, times: Tensor, pixels: int, difficulty: float) -> None:
         self.factors, self.details = scenes.factors, scenes.details
         self.pixels, self.difficulty = pixels, difficulty
         device = self.details.device
         places = (torch.arange(pixels, device=device) + 0.5) / pixels
         self.x, self.y = places.view(1, 1, 1, -1), places.view(1, 1, -1, 1)
-        self.time = ((torch.arange(frames, device=device) + 0.5) / frames - 0.5).view(1, -1, 1, 1)  # 0 at half time
+        self.time = (times.to(device) - 0.5)[:, :, None, None]  # 0 at half time
 
     def value(self, factor: str, table: tuple[float, ...] | tuple[tuple[float, ...], ...]) -> Tensor:
         """(b 1 1 1), or (k b 1 1 1) from a table of k-tuples."""

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from shards.world import FACTORS, VERSION, check_factors, draw_scenes, render
+from shards.world import FACTORS, VERSION, check_factors, draw_scenes, impossible, render
 from teachers.miniature.models import MEAN, MINIATURES, STD, Miniature
 from teachers.miniature.objectives import OBJECTIVES, Lesson
 from teachers.miniature.record import Record, write_weights
@@ -94,13 +94,14 @@ def teach(
     generator: torch.Generator,
     progress: float,
 ) -> Lesson:
-    """A batch of clips, none with a held-out pairing."""
+    """A batch of clips, none with a held-out pairing. Fewer frames than the model's are of any times."""
     scenes = draw_scenes(arguments.batch, generator=generator, unseen=False).to(device)
-    seen = render(
-        scenes, frames=model.taught_frames or model.frames, pixels=model.pixels, difficulty=arguments.difficulty
-    )
+    frames: int | torch.Tensor = model.frames
+    if model.taught_frames is not None:
+        frames = torch.rand(arguments.batch, model.taught_frames, generator=generator)
+    seen = render(scenes, frames=frames, pixels=model.pixels, difficulty=arguments.difficulty)
     mean, std = (torch.tensor(values, device=device).view(3, 1, 1) for values in (MEAN, STD))
-    return Lesson((seen.video - mean) / std, seen.flow, seen.mask, scenes.factors, progress)
+    return Lesson((seen.video - mean) / std, seen.flow, seen.mask, scenes.factors, impossible(scenes.factors), progress)
 
 
 def hardware(device: torch.device) -> str:

@@ -18,8 +18,7 @@ MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
 @dataclass(frozen=True, kw_only=True)
 class Miniature:
     """frames, pixels: of the input. patch: frames and pixels of a token. objective: a name of OBJECTIVES. factors: what
-    labels it is taught by. steps, batch, lr: of the training that gave
-    the shipped weights."""
+    labels it is taught by. steps, batch, lr: of the training that gave the shipped weights."""
 
     frames: int
     pixels: int
@@ -31,6 +30,7 @@ class Miniature:
     factors: tuple[str, ...] = ()
     attending: Attending = "joint"
     mlp_ratio: float = 4.0
+    stem: bool = False
     pooled: bool = False
     taught_frames: int | None = None  # of a clip in training; fewer are enough for a model that is blind to time
 
@@ -50,6 +50,7 @@ class Miniature:
             dim=DIM,
             mlp_ratio=self.mlp_ratio,
             attending=self.attending,
+            stem=self.stem,
             pooled=self.pooled,
         )
 
@@ -65,6 +66,7 @@ MINIATURES = {
         steps=3500,
         factors=("direction", "speed", "rotation", "scale", "pan"),
         attending="divided",
+        stem=True,
         mlp_ratio=2.0,
     ),
     "miniature_frames": Miniature(
@@ -73,11 +75,12 @@ MINIATURES = {
         patch=(1, 8),
         objective="appearance",
         steps=1200,
-        batch=64,
+        batch=128,
         lr=2e-3,
-        taught_frames=2,
+        taught_frames=1,
         factors=("shape", "colour", "texture"),
         attending="frames",
+        stem=True,
     ),
     "miniature_pooled": Miniature(
         frames=8,
@@ -86,6 +89,7 @@ MINIATURES = {
         objective="action",
         steps=4000,
         factors=("shape", "direction", "speed"),
+        stem=True,
         pooled=True,
     ),
 }

@@ -29,13 +29,27 @@ PAN = "pan"  # the one factor that the background shows, not the object
 @dataclass(frozen=True)
 class Lesson:
     """A batch of rendered clips. video: (b f 3 y x), normalised; flow: (b f 2 y x), sides per span; mask: (b f y x);
-    factors: name -> (b,) int64. progress: of the training, 0 to 1."""
+    factors: name -> (b,) int64. impossible: name -> (b, k) bool, values that no lesson shows beside the clip's other
+    factors. progress: of the training, 0 to 1."""
 
     video: Tensor
     flow: Tensor
     mask: Tensor
     factors: Mapping[str, Tensor]
+    impossible: Mapping[str, Tensor]
     progress: float
+
+    def surprise(self, name: str, logits: Tensor) -> Tensor:
+        """Cross-entropy of a factor's labels, (b s k) -> (b s).
+
+        Values that never come with the clip's other factors are left out of the choice (logit adjustment by a known
+        prior; Menon et al., 2021). Else a model learns from the colour which shapes it need not expect, and fails on
+        the pairings held out.
+        """
+        if name in self.impossible:
+            logits = logits.masked_fill(self.impossible[name].unsqueeze(1), -torch.inf)
+        labels = self.factors[name].unsqueeze(1).expand(logits.shape[:2])
+        return F.cross_entropy(logits.transpose(1, 2), labels, reduction="none")
 
 
 def choose_masks(clips: int, tokens: int, *, ratio: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -85,7 +99,7 @@ class MaskedPixels(nn.Module):
     def __init__(self, network: VideoViT, *, ratio: float = 0.75) -> None:
         super().__init__()
         self.network, self.ratio = network, ratio
-        self.predictor = Predictor(network, out=network.embed.in_features, depth=2)
+        self.predictor = Predictor(network, out=network.numbers, depth=2)
 
     def forward(self, lesson: Lesson, generator: torch.Generator) -> tuple[Tensor, Terms]:
         found, masked = masked_prediction(self, lesson.video, generator)
@@ -105,7 +119,7 @@ class MaskedLatents(nn.Module):
     def __init__(self, network: VideoViT, *, ratio: float = 0.75, momentum: float = 0.99) -> None:
         super().__init__()
         self.network, self.ratio, self.momentum = network, ratio, momentum
-        self.predictor = Predictor(network, out=network.dim + network.embed.in_features, depth=2)
+        self.predictor = Predictor(network, out=network.dim + network.numbers, depth=2)
         self.target = copy.deepcopy(network).requires_grad_(False)
 
     @torch.no_grad()
@@ -116,7 +130,7 @@ class MaskedLatents(nn.Module):
 
     def forward(self, lesson: Lesson, generator: torch.Generator) -> tuple[Tensor, Terms]:
         found, masked = masked_prediction(self, lesson.video, generator)
-        latents, pixels = found.split([self.network.dim, self.network.embed.in_features], dim=-1)
+        latents, pixels = found.split([self.network.dim, self.network.numbers], dim=-1)
         wanted = pick(again(self.targets(lesson.video)), masked)
         terms = {
             "latents": F.mse_loss(latents, wanted),
@@ -176,9 +190,7 @@ class DenseHeads(nn.Module):
         loss = terms["cover"] + 2 * terms.get("flow", 0)
         for name, logits in found.items():
             weights = 1 - cover if name == PAN else cover
-            labels = lesson.factors[name].unsqueeze(1).expand(weights.shape)
-            losses = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
-            terms[name] = (losses * weights.flatten()).sum() / weights.sum().clamp_min(1)
+            terms[name] = (lesson.surprise(name, logits) * weights).sum() / weights.sum().clamp_min(1)
             loss = loss + terms[name] / len(self.classes)
         return loss, terms
 
@@ -217,9 +229,9 @@ class Action(nn.Module):
         tokens = self.network.tokens(lesson.video)
         loss, terms = self.dense(tokens[:, :-1], lesson)
         terms = {f"dense {name}": term for name, term in terms.items()}
-        logits = self.heads(tokens[:, -1]).split(list(self.classes.values()), dim=-1)
+        logits = self.heads(tokens[:, -1:]).split(list(self.classes.values()), dim=-1)
         for name, part in zip(self.classes, logits, strict=True):
-            terms[name] = F.cross_entropy(part, lesson.factors[name])
+            terms[name] = lesson.surprise(name, part).mean()
             loss = loss + terms[name]
         return loss, terms
 

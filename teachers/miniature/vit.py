@@ -1,10 +1,11 @@
-"""A small video ViT whose attention is joint, divided in space and time, or within frames.
+"""A small video ViT: patches or a few convolutions, then attention that is joint, divided, or within frames.
 
 Axes: b clips, f frames, t h w token grid, s tokens of a sequence, d width.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Literal
 
@@ -60,12 +61,38 @@ class Block(nn.Module):
         return x + self.mlp(self.mlp_norm(x))
 
 
+class ConvStem(nn.Module):
+    """Convolutions that halve the sides until a cell is a pixel: (b f 3 height width) -> (b (t h w) d). A cell's frames
+    are its channels. In place of one linear map of the patch, it learns edges much sooner (Xiao et al., "Early
+    Convolutions Help Transformers See Better", 2021).
+
+    patch: frames and pixels of a cell; pixels must be a power of two.
+    """
+
+    def __init__(self, patch: tuple[int, int], dim: int) -> None:
+        super().__init__()
+        self.frames, halvings = patch[0], patch[1].bit_length() - 1
+        if patch[1] != 1 << halvings:
+            raise ValueError(f"a stem of convolutions halves the sides; {patch[1]} pixels of a patch are no power of 2")
+        widths = [3 * self.frames, *(dim >> step for step in reversed(range(halvings)))]
+        layers: list[nn.Module] = []
+        for taken, given in itertools.pairwise(widths):
+            layers += [nn.Conv2d(taken, given, 3, stride=2, padding=1), nn.GroupNorm(1, given), nn.GELU()]
+        self.layers, self.out = nn.Sequential(*layers), nn.Linear(widths[-1], dim)
+
+    def forward(self, video: Tensor) -> Tensor:
+        x = rearrange(video, "b (t f) c y x -> (b t) (f c) y x", f=self.frames)
+        x = self.layers(x.contiguous(memory_format=torch.channels_last))
+        return self.out(rearrange(x, "(b t) d h w -> b (t h w) d", b=len(video)))
+
+
 class VideoViT(nn.Module):
     """video (b, f, 3, height, width) -> (b, tokens, d): the grid in (t h w) order, or the CLS token alone.
 
     grid: (t, h, w). patch: frames and pixels of a token's cell, (frames, pixels). attending: joint, divided, frames.
         Within frames there is no embedding of time: a frame's tokens do not depend on its place in the clip, and fewer
         frames than grid[0] are as good.
+    stem: convolutions in place of patches. They look over a cell's edge: nothing can be hidden from such a model.
     pooled: a CLS token attends with the others, and is all that `forward` returns.
     """
 
@@ -79,13 +106,15 @@ class VideoViT(nn.Module):
         num_heads: int = 4,
         mlp_ratio: float = 4.0,
         attending: Attending = "joint",
+        stem: bool = False,
         pooled: bool = False,
     ) -> None:
         super().__init__()
         if pooled and attending != "joint":
             raise ValueError(f"attending is {attending!r}, but a CLS token needs joint attention; set attending=joint")
         self.grid, self.patch, self.dim = grid, patch, dim
-        self.embed = nn.Linear(patch[0] * patch[1] ** 2 * 3, dim)
+        self.numbers = patch[0] * patch[1] ** 2 * 3  # of a cell
+        self.embed = ConvStem(patch, dim) if stem else nn.Linear(self.numbers, dim)
         self.place = nn.Parameter(waves(*grid[1:], dim=dim).unsqueeze(0))
         self.moment = nn.Parameter(waves(grid[0], dim=dim).unsqueeze(1)) if attending != "frames" else None
         self.cls = nn.Parameter(torch.empty(1, 1, dim)) if pooled else None
@@ -113,7 +142,9 @@ class VideoViT(nn.Module):
 
     def stages(self, video: Tensor, visible: Tensor | None = None) -> list[Tensor]:
         """The stream after every block, before the last norm; as `tokens`."""
-        x = self.embed(self.patches(video))
+        if visible is not None and isinstance(self.embed, ConvStem):
+            raise ValueError("convolutions look over a cell's edge, so tokens cannot be hidden; set stem=False")
+        x = self.embed(video if isinstance(self.embed, ConvStem) else self.patches(video))
         grid = (x.shape[1] // self.place.shape[1], *self.grid[1:])
         x = x + self.positions()[: x.shape[1]]
         if visible is not None:

@@ -12,7 +12,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from shards.world import DETAILS, FACTORS, Rendered, Scenes, check_factors, clip_generator, draw_scenes, render
+from shards.world import (
+    DETAILS,
+    FACTORS,
+    Rendered,
+    Scenes,
+    check_factors,
+    clip_generator,
+    draw_scenes,
+    impossible,
+    is_unseen,
+    render,
+)
 
 PLAIN = {
     "shape": "square", "colour": "red", "texture": "checks", "size": "large", "count": "one", "position": "top-left",
@@ -258,6 +269,28 @@ def test_frames_lie_at_the_centres_of_equal_bins() -> None:
     often, seldom = shown(scenes, frames=9, pixels=32), shown(scenes, frames=3, pixels=32)
     for part in ("video", "flow", "mask"):
         assert torch.allclose(getattr(often, part)[:, 1::3], getattr(seldom, part), atol=1e-5)
+
+
+def test_every_clip_can_be_shown_at_times_of_its_own() -> None:
+    scenes = drawn(3, seed=4)
+    centres = shown(scenes, frames=8, pixels=32)
+    chosen = torch.tensor([[5, 0], [2, 2], [7, 1]])
+    at = render(scenes, frames=(chosen + 0.5) / 8, pixels=32)
+    for part in ("video", "flow", "mask"):
+        expected = getattr(centres, part)[torch.arange(3)[:, None], chosen]
+        torch.testing.assert_close(getattr(at, part), expected, atol=1e-5, rtol=0)
+
+
+def test_impossible_values_are_those_that_would_make_a_clip_unseen() -> None:
+    scenes = drawn(300, seed=8, unseen=False)
+    never = impossible(scenes.factors)
+    assert {name: rows.sum(1).float().mean().item() > 0 for name, rows in never.items()} == dict.fromkeys(
+        ("shape", "colour", "direction", "texture"), True
+    )
+    for name, rows in never.items():
+        for value in range(len(FACTORS[name])):
+            other = scenes.factors | {name: torch.full((300,), value)}
+            assert torch.equal(is_unseen(other), rows[:, value]), (name, value)
 
 
 def test_difficulty_is_contrast() -> None:
