@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import yaml
+from test_report import METRICS, contestant
 
 from distill.scoreboard import main, seeds_board
 from distill.seeds import by_recipe, one_of
-from tests.distill.test_report import METRICS, contestant
 
 
 def write_run(folder: Path, summary: dict[str, Any], *, seed: int, family: str = "wide") -> Path:
