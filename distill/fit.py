@@ -18,13 +18,16 @@ from tqdm import tqdm
 from converters.converter import Converter
 from converters.linear import LinearSkip
 from converters.ridge import NormalEquations, Ridge, assign_folds
+from shards.column import STUDENT
 from shards.ranks import Ranks
 from shards.reader import scan
 from shards.store import FeatureStore
 
 TRUE, SHUFFLED = "true", "shuffled"
-Place = tuple[str, str, str]  # column, target, part of the skip
+Place = tuple[str, str, str]  # reader, target, part of the skip
 Solutions = dict[Place, dict[str, Ridge]]
+LOCAL = "student, cells around"  # the one reader that is not named after its column
+BASIS_CLIPS = 64  # from which the basis of the local ridge is taken
 
 
 def set_normalisers(converter: Converter, store: FeatureStore, *, column: str = "student") -> Converter:
@@ -37,11 +40,11 @@ def set_normalisers(converter: Converter, store: FeatureStore, *, column: str = 
     return converter
 
 
-def set_skips(converter: Converter, solutions: Solutions, *, column: str = "student", pairing: str = TRUE) -> Converter:
+def set_skips(converter: Converter, solutions: Solutions, *, reader: str = STUDENT, pairing: str = TRUE) -> Converter:
     """Gives a converter's skips the ridge solutions. Returns it."""
     for target, skip in converter.skips.items():
         assert isinstance(skip, LinearSkip)
-        skip.set_({part: solutions[column, target, part][pairing].weight.float() for part in skip.parts})
+        skip.set_({part: solutions[reader, target, part][pairing].weight.float() for part in skip.parts})
     return converter
 
 
@@ -56,7 +59,8 @@ def solve_ridges(
 ) -> Solutions:
     """Ridge solutions for the skips of linear converters, from all clips `indices`.
 
-    readers: column -> the linear converter that reads it, normalisers set, on the ranks' device. shuffled: also solve
+    readers: column -> the linear converter that reads it, and LOCAL -> one of LocalSkips that reads the student's;
+    normalisers set, on the ranks' device. shuffled: also solve
     each clip's tokens against the targets of a clip of another group (see `apart`). Each rank accumulates its share;
     all solve the same sums.
     """
@@ -68,16 +72,16 @@ def solve_ridges(
     mine = list(indices)[ranks.rank :: ranks.world]
     targets = sorted({target for _, target, _ in equations})
     partners = {target: [partner[index] for index in mine] for target in targets}
-    columns = sorted({*readers, *targets})
+    columns = sorted({*map(column_of, readers), *targets})
     right = scan(store, indices=mine, columns=columns, batch=1, device=ranks.device)
     wrong = scan(store, indices=mine, columns=targets, batch=1, device=ranks.device, paired=partners)
     pairs = zip(right, wrong, strict=True) if shuffled else ((batch, batch) for batch in right)
     bar = tqdm(pairs, total=len(mine), desc="ridge", unit="clip", disable=not ranks.main, dynamic_ncols=True)
     for batch, other in bar:
         index = int(batch["indices"])
-        for column, converter in readers.items():
-            answers = {TRUE: batch, SHUFFLED: other}
-            accumulate(equations, column, converter, batch[column], {p: answers[p] for p in pairings}, fold[index])
+        answers = {p: {TRUE: batch, SHUFFLED: other}[p] for p in pairings}
+        for name, converter in readers.items():
+            accumulate(equations, name, converter, batch[column_of(name)], answers, fold[index])
     for equation in equations.values():
         for sums in equation.tensors():
             ranks.sum_(sums)
@@ -87,13 +91,33 @@ def solve_ridges(
     return {place: equation.solve() for place, equation in bar}
 
 
+def column_of(reader: str) -> str:
+    return STUDENT if reader == LOCAL else reader
+
+
+@torch.no_grad()
+def principal_directions(store: FeatureStore, reader: Converter, *, count: int) -> Tensor:
+    """The leading directions of the student's standardised tokens on BASIS_CLIPS train clips, evenly spread: (d, count)
+    float32, orthonormal. The same on every rank."""
+    train, device = store.indices("train"), reader.student_normaliser.scale.device
+    chosen = train[:: -(-len(train) // BASIS_CLIPS)]
+    square = torch.zeros(reader.student.dim, reader.student.dim, dtype=torch.float64, device=device)
+    for batch in scan(store, indices=chosen, columns=[STUDENT], batch=1, device=device):
+        x = reader.student_normaliser.standardise(batch[STUDENT])[0]
+        square += (x.T @ x).double()
+    return torch.linalg.eigh(square).eigenvectors.flip(1)[:, :count].float()
+
+
 def open_equations(
     readers: Mapping[str, Converter], pairings: Sequence[str], device: torch.device
 ) -> dict[Place, NormalEquations]:
     """Empty normal equations for every part of every skip."""
     return {
         (column, target, part): NormalEquations(
-            converter.student.dim, converter.targets[target].dim, pairings=pairings, device=device
+            skip.maps[part].in_features,
+            converter.targets[target].dim,
+            pairings=pairings,
+            device=device,  # type: ignore
         )
         for column, converter in readers.items()
         for target, skip in converter.skips.items()

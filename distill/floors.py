@@ -2,6 +2,7 @@
 
 mean       the teacher's global mean            position_mean  its mean at each position
 pixels     ridge from the averaged pixels       ridge          ridge from the student's tokens
+ridge_local  ridge from 3 x 3 x 3 cells' leading components; a pooled target has no places and gets the plain ridge
 skip       the ridge, trained further           mlp            skip + per-token MLP of the converter's size, trained
 shuffled   ridge on wrongly paired clips: a control, near 0 where nothing leaks
 """
@@ -12,17 +13,21 @@ import logging
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, TypeVar
 
+from torch import Tensor, nn
+
 from converters import Converter, create_converter
+from converters.linear import LocalSkip
 from converters.mlp import hidden_units
 from converters.normaliser import Mode
 from distill.evaluate import Candidate
-from distill.fit import SHUFFLED, Solutions, set_normalisers, set_skips, solve_ridges
+from distill.fit import LOCAL, SHUFFLED, Solutions, principal_directions, set_normalisers, set_skips, solve_ridges
 from shards.column import PIXELS, STUDENT
 from shards.ranks import Ranks
 from shards.store import FeatureStore
 
 MAIN = "converter"
 TRAINED = {"skip": "linear", "mlp": "mlp"}  # floors that learn beside the converter -> their family
+LOCAL_COMPONENTS = 32  # of a cell; 27 cells of them are as many inputs as a large student has channels
 MLP_QUERIES = 128  # tokens that the per-token MLP trains on per clip: more cost 4 times as much and teach it no more
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -50,6 +55,7 @@ class Floors:
         ranks: Ranks,
     ) -> None:
         self.contestants, self.store, self.seed, self.ranks = contestants, store, seed, ranks
+        self.bases: dict[Mode, Tensor] = {}  # of the local ridge
         spaces = {converter.normaliser: converter for converter in contestants.values()}
         self.ridges = {space: self._solve(converter, asked) for space, converter in spaces.items()}
         for converter in contestants.values():
@@ -119,6 +125,8 @@ class Floors:
         readers = {STUDENT: self._build("linear", converter)}
         if "pixels" in asked:
             readers |= self._pixel_readers(converter)
+        if "ridge_local" in asked:
+            readers[LOCAL] = self._local_reader(converter)
         train = self.store.indices("train")
         return solve_ridges(self.store, readers, indices=train, ranks=self.ranks, shuffled="shuffled" in asked)
 
@@ -138,11 +146,24 @@ class Floors:
             return [Candidate(self._build("constant", converter, normaliser="position"))]
         if floor == "ridge":
             return [Candidate(set_skips(self._build("linear", converter), ridges))]
+        if floor == "ridge_local":
+            return [Candidate(set_skips(self._local_reader(converter), ridges, reader=LOCAL))]
         if floor == "shuffled":
             return [Candidate(set_skips(self._build("linear", converter), ridges, pairing=SHUFFLED))]
         assert floor == "pixels", floor
         readers = self._pixel_readers(converter)
-        return [Candidate(set_skips(reader, ridges, column=column), column) for column, reader in readers.items()]
+        return [Candidate(set_skips(reader, ridges, reader=column), column) for column, reader in readers.items()]
+
+    def _local_reader(self, converter: Converter) -> Converter:
+        """The linear converter of the cells around a place, still at zero."""
+        reader = self._build("linear", converter)
+        if converter.normaliser not in self.bases:
+            directions = principal_directions(self.store, reader, count=LOCAL_COMPONENTS)
+            self.bases[converter.normaliser] = directions
+        basis = self.bases[converter.normaliser]
+        skips = {name: LocalSkip(reader.student, layout, basis) for name, layout in reader.targets.items()}
+        reader.skips = nn.ModuleDict(skips).to(self.ranks.device)  # type: ignore[assignment]
+        return reader
 
     def _pixel_readers(self, converter: Converter) -> dict[str, Converter]:
         """column -> the linear converter that reads it, one per target."""

@@ -11,13 +11,13 @@ from functools import cache
 from itertools import chain
 from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import TypeAdapter, ValidationError
 
 from recipes.contest import CONTEST, keyed_converters
 from recipes.keys import NAMED, hint, paths, whole_entries
-from recipes.schema import Data, Recipe
+from recipes.schema import Data, Floor, Recipe
 
 WEIGHTS = ("standin", "pretrained", "miniature")  # anything else is a folder
 NEEDS = {"demo": (), "world": (), "folder": ("root",), "csv": ("csv",), "webdataset": ("tars",)}
@@ -30,7 +30,7 @@ READS = {
 }
 COLUMN = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}")  # as converters.converter.NAME
 TAKEN = ("clips", "student")  # folders of a feature store
-FLOORS = ("mean", "position_mean", "pixels", "ridge", "skip", "mlp", "shuffled")  # they stand beside the contestants
+FLOORS = get_args(Floor)  # they stand beside the contestants
 PARTS = ("checkpoints", "bundle")  # folders of a run
 
 Tree = dict[str, Any]

@@ -7,7 +7,7 @@ set stands here, with its unit and its meaning. Fields without a default must be
 from __future__ import annotations
 
 from dataclasses import field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
@@ -19,6 +19,7 @@ Count = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
+Floor = Literal["mean", "position_mean", "pixels", "ridge", "ridge_local", "skip", "mlp", "shuffled"]  # distill.floors
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -136,9 +137,7 @@ class Engine:
 class Evaluate:
     """What is measured after training."""
 
-    floors: list[Literal["mean", "position_mean", "pixels", "ridge", "skip", "mlp", "shuffled"]] = field(
-        default_factory=lambda: ["mean", "position_mean", "pixels", "ridge", "skip", "mlp", "shuffled"]
-    )
+    floors: list[Floor] = field(default_factory=lambda: list(get_args(Floor)))
     bootstrap: Count = 2000  # resamples of groups
     cka_positions: Count = 16
     # what is told of the clips' labels from student, teacher and converted tokens (distill.probe); a minute or more

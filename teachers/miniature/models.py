@@ -26,7 +26,7 @@ class Miniature:
     objective: str
     steps: int
     batch: int = 16
-    lr: float = 1e-3
+    lr: float = 2e-3
     factors: tuple[str, ...] = ()
     attending: Attending = "joint"
     mlp_ratio: float = 4.0
@@ -56,14 +56,14 @@ class Miniature:
 
 
 MINIATURES = {
-    "miniature_student": Miniature(frames=8, pixels=48, patch=(4, 6), objective="latents", steps=6000, lr=2e-3),
-    "miniature_masked": Miniature(frames=8, pixels=48, patch=(4, 8), objective="pixels", steps=8000, lr=2e-3),
+    "miniature_student": Miniature(frames=8, pixels=48, patch=(4, 6), objective="latents", steps=6000),
+    "miniature_masked": Miniature(frames=8, pixels=48, patch=(4, 8), objective="pixels", steps=8000),
     "miniature_motion": Miniature(
         frames=16,
         pixels=48,
         patch=(4, 8),
         objective="flow",
-        steps=3500,
+        steps=4500,
         factors=("direction", "speed", "rotation", "scale", "pan"),
         attending="divided",
         stem=True,
@@ -74,9 +74,8 @@ MINIATURES = {
         pixels=48,
         patch=(1, 8),
         objective="appearance",
-        steps=1200,
+        steps=2500,
         batch=128,
-        lr=2e-3,
         taught_frames=1,
         factors=("shape", "colour", "texture"),
         attending="frames",
@@ -87,7 +86,8 @@ MINIATURES = {
         pixels=48,
         patch=(4, 8),
         objective="action",
-        steps=4000,
+        steps=10000,
+        batch=24,
         factors=("shape", "direction", "speed"),
         stem=True,
         pooled=True,

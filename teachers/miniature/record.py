@@ -18,7 +18,8 @@ RECORD, WEIGHTS = "config.json", "model.safetensors"
 @dataclass(frozen=True, kw_only=True)
 class Record:
     """seconds: of training, on `hardware`. losses: the objective's terms, means over the last steps. sha256: that
-    model.safetensors must have. world: version of the renderer."""
+    model.safetensors must have. world: version of the renderer. start: the record of the weights that it began from;
+    None for a random start."""
 
     model: str
     command: str
@@ -32,6 +33,7 @@ class Record:
     seconds: float
     losses: dict[str, float]
     sha256: str
+    start: dict[str, Any] | None = None
 
     @classmethod
     def read(cls, path: Path) -> Record:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from small import STUDENT, draw
 
-from converters.linear import LinearSkip
+from converters.linear import AROUND, LinearSkip, LocalSkip
 from converters.resample import Queries, trilinear
 from converters.ridge import NormalEquations
 from teachers.layout import TokenLayout
@@ -74,3 +74,26 @@ def test_wrong_weights_are_named():
         skip.set_({"pooled": draw(24, 7)})
     with pytest.raises(ValueError, match="1 entries not finite"):
         skip.set_({"pooled": draw(7, 24).index_put((torch.tensor(0), torch.tensor(0)), torch.tensor(float("nan")))})
+
+
+def test_a_place_reads_the_cells_around_it(tokens):
+    """At a cell's own centre: the 27 cells on the basis, in the order of AROUND, the border's cells again beyond it."""
+    basis = torch.linalg.qr(draw(STUDENT.dim, 3, seed=4)).Q
+    skip = LocalSkip(STUDENT, STUDENT, basis)
+    t, h, w = STUDENT.grid
+    grid = (tokens[:, : t * h * w] @ basis)[0].unflatten(0, (t, h, w))
+    found = skip.design(tokens, Queries.of(STUDENT))["grid"][0].unflatten(1, (27, 3)).unflatten(0, (t, h, w))
+    for place in ((1, 1, 2), (0, 0, 0), (t - 1, h - 1, 1)):
+        for at, step in enumerate(AROUND):
+            cell = [min(max(i + s, 0), n - 1) for i, s, n in zip(place, step, STUDENT.grid, strict=True)]
+            torch.testing.assert_close(found[(*place, at)], grid[tuple(cell)], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("target", [FINE, POOLED])
+def test_the_local_skip_maps_what_it_reads(target, tokens):
+    basis = torch.linalg.qr(draw(STUDENT.dim, 3, seed=4)).Q
+    skip, asked = LocalSkip(STUDENT, target, basis), Queries.of(target)
+    rows = skip.design(tokens, asked)
+    skip.set_({part: draw(target.dim, rows[part].shape[-1], seed=at) for at, part in enumerate(skip.parts)})
+    expected = torch.cat([skip.maps[part](rows[part]) for part in skip.parts], dim=1)
+    torch.testing.assert_close(skip(tokens, asked), expected, atol=1e-5, rtol=1e-5)

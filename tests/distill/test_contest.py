@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -17,6 +17,7 @@ from distill import evaluate, fit, floors, run, scoreboard, selection
 from distill.floors import MAIN, Floors
 from distill.runfolder import RunFolder, read_metrics
 from recipes.compose import load_recipe
+from recipes.schema import Floor
 from shards import FeatureStore
 from shards.ranks import Ranks
 
@@ -26,7 +27,7 @@ OPTIONS = {
     "mamba": "{width: 16, blocks: 2, states: 4, samples: 4}",
     "tokenlearner": "{width: 16, tokens: 4, heads: 2, samples: 4}",
 }
-FLOORS = {"mean", "position_mean", "pixels", "ridge", "skip", "mlp", "shuffled"}
+FLOORS = set(get_args(Floor))
 
 
 def contest(tiny: list[str], *names: str) -> list[str]:
@@ -100,7 +101,7 @@ def test_a_contestants_recipe_trains_it_alone(tiny: list[str], tmp_path: Path, s
 
 
 def test_all_is_read_once(tiny: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """As often as for one: twice to fit (right and wrong pairs), once to train, thrice for val, once for test."""
+    """As often as for one: thrice to fit (basis, right, wrong pairs), once to train, thrice for val, once for test."""
     read: list[tuple[str, int]] = []
 
     def spy(stage: str, work: Any) -> Any:
@@ -115,8 +116,8 @@ def test_all_is_read_once(tiny: list[str], monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(run, "BatchReader", spy("train", run.BatchReader))
     for words in (alone(tiny, "dsconv"), contest(tiny, "dsconv", "mamba", "perceiver")):
         assert run.main([*words, "train.steps=6", f"run.name={len(read)}"]) == 0  # both may start in the same second
-    assert [stage for stage, _ in read[:7]] == ["fit", "fit", "train", *["score"] * 4]
-    assert read[7:] == read[:7]
+    assert [stage for stage, _ in read[:8]] == [*["fit"] * 3, "train", *["score"] * 4]
+    assert read[8:] == read[:8]
 
 
 class Killed(BaseException):
@@ -253,7 +254,7 @@ def test_floors_that_agree_are_made_once(store: FeatureStore, monkeypatch: pytes
         "c": branch(store, parameters=200, seed=3),
         "d": branch(store, "linear"),
     }
-    asked = ["mean", "position_mean", "ridge", "skip", "mlp", "shuffled"]
+    asked = ["mean", "position_mean", "ridge", "ridge_local", "skip", "mlp", "shuffled"]
     made = Floors(contestants, store, asked=asked, seed=0, ranks=Ranks())
     assert solved == ["position"]
     shared = {floor: floor for floor in asked if floor != "mlp"}
@@ -261,7 +262,7 @@ def test_floors_that_agree_are_made_once(store: FeatureStore, monkeypatch: pytes
     assert made.labels["d"] == {MAIN: "d", **shared}, "it leaves an MLP no parameters"
     assert made.labels["b"] == {MAIN: "b", **shared, "mlp": "b/mlp"}
     assert list(made.trained) == ["a", "b", "c", "d", "skip", "a/mlp", "b/mlp"]
-    assert list(made.candidates()) == ["a", "b", "c", "d", *asked[:4], "a/mlp", "b/mlp", "shuffled"]
+    assert list(made.candidates()) == ["a", "b", "c", "d", *asked[:5], "a/mlp", "b/mlp", "shuffled"]
     assert made.part("c", {"a": 1, "c": 2, "skip": 3, "a/mlp": 4}) == {MAIN: 2, "skip": 3, "mlp": 4}
     assert made.joined({"c": {MAIN: 2, "mlp": 4}, "d": {MAIN: 5}}) == {"c": 2, "a/mlp": 4, "d": 5}
     assert (made.queries("a/mlp", 9), made.queries("a", 9), made.queries("skip", None)) == (128, 9, None)

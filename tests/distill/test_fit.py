@@ -10,7 +10,17 @@ import torch
 
 from converters import create_converter
 from converters.converter import Converter
-from distill.fit import SHUFFLED, TRUE, apart, set_normalisers, set_skips, solve_ridges
+from distill.fit import (
+    LOCAL,
+    SHUFFLED,
+    TRUE,
+    apart,
+    principal_directions,
+    set_normalisers,
+    set_skips,
+    solve_ridges,
+)
+from distill.floors import Floors
 from shards.ranks import Ranks
 from shards.store import FeatureStore
 
@@ -38,6 +48,31 @@ def test_ridges_are_the_closed_form(store: FeatureStore) -> None:
         square = design.T @ design
         square += ridge.penalty * square.diagonal().mean() * torch.eye(6)
         assert torch.allclose(ridge.weight, torch.linalg.solve(square, design.T @ wanted).T, atol=1e-5)
+
+
+def test_the_local_ridge_is_the_closed_form_on_the_cells_around(store: FeatureStore) -> None:
+    """On a basis that spans all, so that it does not matter how it is turned."""
+    converter, train = reader(store), store.indices("train")
+    made = Floors({"main": converter}, store, asked=["ridge", "ridge_local"], seed=0, ranks=Ranks())
+    (candidate,) = made.candidates()["ridge_local"]
+    skip, tokens = candidate.converter.skips["teacher"], standardised(store, "student", train).float()
+    assert candidate.column == "student" and torch.allclose(skip.basis.T @ skip.basis, torch.eye(6), atol=1e-5)
+    rows = skip.design(tokens, converter.queries()["teacher"])["grid"].flatten(0, 1).double()
+    wanted = standardised(store, "teacher", train)[:, :8].flatten(0, 1)
+    ridge = made.ridges["position"][LOCAL, "teacher", "grid"][TRUE]
+    square = rows.T @ rows
+    square += ridge.penalty * square.diagonal().mean() * torch.eye(27 * 6)
+    assert torch.allclose(ridge.weight, torch.linalg.solve(square, rows.T @ wanted).T, atol=1e-5)
+    assert torch.equal(skip.maps["grid"].weight, ridge.weight.float())
+    plain, (cls,) = made.candidates()["ridge"][0].converter, (skip.maps["cls"].weight,)
+    assert torch.equal(cls, plain.skips["teacher"].maps["cls"].weight), "a token without a place has no cells around"
+
+
+def test_the_basis_is_the_leading_directions(store: FeatureStore) -> None:
+    x = standardised(store, "student", store.indices("train")).flatten(0, 1)
+    found = principal_directions(store, reader(store), count=2).double()
+    values = torch.linalg.eigvalsh(x.T @ x)
+    assert (found.T @ x.T @ x @ found).trace() == pytest.approx(float(values[-2:].sum()), rel=1e-5)
 
 
 def test_the_shuffled_control_learns_nothing(store: FeatureStore) -> None:

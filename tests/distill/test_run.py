@@ -83,7 +83,16 @@ def test_a_whole_run(tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixt
     folder = tmp_path / "runs" / "first"
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["targets"]["videomae"]["r2c"] > 0.8
-    assert set(summary["floors"]) == {"mean", "position_mean", "pixels", "ridge", "skip", "mlp", "shuffled"}
+    assert set(summary["floors"]) == {
+        "mean",
+        "position_mean",
+        "pixels",
+        "ridge",
+        "ridge_local",
+        "skip",
+        "mlp",
+        "shuffled",
+    }
     assert abs(summary["floors"]["shuffled"]["videomae"]["r2c"]) < 0.1
     assert summary["floors"]["position_mean"]["videomae"]["r2c"] == pytest.approx(0, abs=1e-6)
     assert summary["floors"]["mean"]["videomae"]["r2"] == pytest.approx(0, abs=1e-6)

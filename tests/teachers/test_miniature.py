@@ -183,6 +183,19 @@ def test_a_training_that_goes_on_ends_as_one_without_a_break(tmp_path: Path, cap
     assert "backbones.weights=" in capsys.readouterr().out
 
 
+def test_a_training_can_begin_from_earlier_weights(trained: Path, tmp_path: Path, capsys: Any) -> None:
+    name = "miniature_pooled"
+    options = ["train", name, "--steps", "1", "--out", str(tmp_path), "--lr", "1e-12", *QUICK]
+    assert main([*options, "--start", str(trained)]) == 0
+    before, after = (load_file(folder / name / "model.safetensors") for folder in (trained, tmp_path))
+    assert all(torch.equal(before[key], after[key]) for key in before)
+    record = Record.read(tmp_path / name / "config.json")
+    assert record.start == Record.read(trained / name / "config.json").__dict__ and record.start["start"] is None
+    assert record.command.endswith("--start FOLDER") and str(trained) not in json.dumps(record.__dict__)
+    assert main(options) == 1  # a random start is another training
+    assert "of another training (start " in capsys.readouterr().err
+
+
 def run_until(step: int, out: Path, name: str) -> None:
     """Trains as the command does, and dies after the checkpoint of `step`."""
     save = Trainer.save
