@@ -64,6 +64,7 @@ MINIATURES = {
         patch=(4, 8),
         objective="flow",
         steps=4500,
+        batch=24,
         factors=("direction", "speed", "rotation", "scale", "pan"),
         attending="divided",
         stem=True,

@@ -99,7 +99,7 @@ class MaskedPixels(nn.Module):
     def __init__(self, network: VideoViT, *, ratio: float = 0.75) -> None:
         super().__init__()
         self.network, self.ratio = network, ratio
-        self.predictor = Predictor(network, out=network.numbers, depth=2)
+        self.predictor = Predictor(network, out=network.cell_dim, depth=2)
 
     def forward(self, lesson: Lesson, generator: torch.Generator) -> tuple[Tensor, Terms]:
         found, masked = masked_prediction(self, lesson.video, generator)
@@ -119,7 +119,7 @@ class MaskedLatents(nn.Module):
     def __init__(self, network: VideoViT, *, ratio: float = 0.75, momentum: float = 0.99) -> None:
         super().__init__()
         self.network, self.ratio, self.momentum = network, ratio, momentum
-        self.predictor = Predictor(network, out=network.dim + network.numbers, depth=2)
+        self.predictor = Predictor(network, out=network.dim + network.cell_dim, depth=2)
         self.target = copy.deepcopy(network).requires_grad_(False)
 
     @torch.no_grad()
@@ -130,7 +130,7 @@ class MaskedLatents(nn.Module):
 
     def forward(self, lesson: Lesson, generator: torch.Generator) -> tuple[Tensor, Terms]:
         found, masked = masked_prediction(self, lesson.video, generator)
-        latents, pixels = found.split([self.network.dim, self.network.numbers], dim=-1)
+        latents, pixels = found.split([self.network.dim, self.network.cell_dim], dim=-1)
         wanted = pick(again(self.targets(lesson.video)), masked)
         terms = {
             "latents": F.mse_loss(latents, wanted),

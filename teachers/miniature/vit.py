@@ -113,8 +113,8 @@ class VideoViT(nn.Module):
         if pooled and attending != "joint":
             raise ValueError(f"attending is {attending!r}, but a CLS token needs joint attention; set attending=joint")
         self.grid, self.patch, self.dim = grid, patch, dim
-        self.numbers = patch[0] * patch[1] ** 2 * 3  # of a cell
-        self.embed = ConvStem(patch, dim) if stem else nn.Linear(self.numbers, dim)
+        self.cell_dim = patch[0] * patch[1] ** 2 * 3  # numbers of a cell
+        self.embed = ConvStem(patch, dim) if stem else nn.Linear(self.cell_dim, dim)
         self.place = nn.Parameter(waves(*grid[1:], dim=dim).unsqueeze(0))
         self.moment = nn.Parameter(waves(grid[0], dim=dim).unsqueeze(1)) if attending != "frames" else None
         self.cls = nn.Parameter(torch.empty(1, 1, dim)) if pooled else None
