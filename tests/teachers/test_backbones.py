@@ -95,7 +95,9 @@ def costly(name: str) -> Any:
 @pytest.mark.parametrize("name", [costly(name) for name in BACKBONES if name != "pixels"])
 def test_a_bright_cell_lights_its_token(name: str) -> None:
     frames, _, grid, _ = GEOMETRY[name]
-    backbone = backbone_of(name)
+    # motion's convolutions look half a cell to the left of each, until training has told them where it lies
+    learned = name == "miniature_motion"
+    backbone = create_backbone(name, weights="miniature") if learned else backbone_of(name)
     side = 6 if name.startswith("miniature") else 14
     planted = grid or (frames // 2, side, side)
     cell = tuple(place % side for place, side in zip(CELL, planted, strict=True))
