@@ -89,15 +89,16 @@ def test_a_standin_is_a_function_of_its_seed_alone(name: str) -> None:
 
 
 def costly(name: str) -> Any:
+    flaw = "its convolutions look half a cell to the left until trained (docs/miniatures.md)"
+    if name == "miniature_motion":
+        return pytest.param(name, marks=pytest.mark.xfail(strict=True, reason=flaw))
     return pytest.param(name, marks=[] if name.startswith("miniature") else pytest.mark.slow)
 
 
 @pytest.mark.parametrize("name", [costly(name) for name in BACKBONES if name != "pixels"])
 def test_a_bright_cell_lights_its_token(name: str) -> None:
     frames, _, grid, _ = GEOMETRY[name]
-    # motion's convolutions look half a cell to the left of each, until training has told them where it lies
-    learned = name == "miniature_motion"
-    backbone = create_backbone(name, weights="miniature") if learned else backbone_of(name)
+    backbone = backbone_of(name)
     side = 6 if name.startswith("miniature") else 14
     planted = grid or (frames // 2, side, side)
     cell = tuple(place % side for place, side in zip(CELL, planted, strict=True))
