@@ -177,6 +177,9 @@ def _check_models(recipe: Recipe) -> Iterator[str]:
             yield f"targets.{name}: it names a folder of the store; use letters, digits, _ and -, a letter first"
         if name in TAKEN:
             yield f"targets.{name}: the store already has a folder of that name; choose another name"
+    if recipe.student.clips is not None:
+        rule = "every clip needs the student; give targets.NAME.clips, or leave it out"
+        yield f"student.clips={recipe.student.clips}: {rule}"
     models = {"student": recipe.student, **{f"targets.{name}": entry for name, entry in recipe.targets.items()}}
     weights = {"backbones": recipe.backbones.weights, **{place: entry.weights for place, entry in models.items()}}
     for place, value in weights.items():

@@ -56,6 +56,7 @@ class Store:
     path: Text | None = None  # default: features/<digest of data, view and backbones>
     codec: Literal["int8", "fp16"] = "int8"
     clips_per_shard: Count | None = None  # default: about 512 MB of the student
+    extend: bool = False  # whether clips that the store at `path` does not have are added to it
 
 
 @dataclass(config=strict, kw_only=True)
@@ -77,6 +78,7 @@ class Backbone:
     licence: Text | None = None
     weights: Text | None = None  # overrules backbones.weights
     options: dict[str, Any] = field(default_factory=dict)  # keyword arguments of the backbone's factory
+    clips: Count | None = None  # of a target: how many clips of the store it is run on, drawn by a hash. Default: all
     stored: list[str] = field(default_factory=list)  # tokens beside the grid that the store keeps
     special: list[str] = field(default_factory=list)  # those of them that are converted, e.g. [cls]
 

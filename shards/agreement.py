@@ -61,9 +61,9 @@ def _clip_lines(root: Path, clips: Sequence[Any]) -> Iterator[str]:
         store = FeatureStore(root, columns=[])
     except (StoreError, OSError):
         return
-    here = {_identity(clip.key): clip for clip in clips}
-    there = {_identity(record["key"]): record for record in store.clips}
-    refused = set(map(_identity, store.refused))
+    here = {identity(clip.key): clip for clip in clips}
+    there = {identity(record["key"]): record for record in store.clips}
+    refused = set(map(identity, store.refused))
     lists = {
         "only there": [str(there[at].get("source")) for at in there if at not in here],
         "only here": [_name(here[at]) for at in here if at not in there and at not in refused],
@@ -82,7 +82,7 @@ def _clip_lines(root: Path, clips: Sequence[Any]) -> Iterator[str]:
             yield f"{title}: {', '.join(sorted(names)[:NAMED])}{more}"
 
 
-def _identity(key: str) -> str:
+def identity(key: str) -> str:
     """The key without its number, which other clips before it change."""
     return key.partition("-")[2]
 

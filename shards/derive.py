@@ -1,27 +1,28 @@
 """Columns computed from another column: converted or pooled tokens, without the videos.
 
+    python -m shards.derive STORE SOURCE --column NAME      # the mean of SOURCE's tokens: 2 kB a clip, not 2 MB
+
 Axes: b clips, q tokens of the source column, d its channels, r tokens of the new column, e its channels.
 """
 
 from __future__ import annotations
 
+import argparse
+import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
-from shards.codec import CALIBRATION_CLIPS, CALIBRATION_FILE, Calibration, Codec, check_codec, load_codec
-from shards.column import Sidecar, check_column
-from shards.disk import StoreError, remove_temporaries
-from shards.extraction import write_statistics
-from shards.manifest import Column, Manifest
+from shards.addition import add_column
+from shards.codec import check_codec
+from shards.column import check_column
+from shards.disk import StoreError
+from shards.manifest import Column, digest
 from shards.reader import scan
 from shards.store import FeatureStore
-from shards.writer import ShardWriter
 from teachers.layout import TokenLayout
 
 Function = Callable[[Tensor], Tensor]  # (b q d) -> (b r e), both in the units of the columns
@@ -38,28 +39,21 @@ def derive(
     codec: str = "int8",
     batch: int = 4,
     device: torch.device | str = "cpu",
-) -> None:
+) -> Column:
     """Adds `column` = function(source) to a store, for every clip that has the source column.
 
     origin: what identifies the function, for the manifest. Finished shards stay, so that a killed run continues.
     Raises StoreError where the store has a column of that name that was made otherwise, or tokens are not finite.
     """
-    root = Path(path)
-    store = FeatureStore(root, [source])
-    wanted = Column(check_column(column), layout, check_codec(codec), dict(origin))
-    manifest = Manifest.read(root)
-    there = manifest.columns.get(column)
-    if there and (there.layout, there.codec, there.origin) != (wanted.layout, wanted.codec, wanted.origin):
-        raise StoreError(f"{root} has a column {column!r} that was made otherwise; choose another --column")
-    remove_temporaries(root)
-    replace(manifest, columns={**manifest.columns, column: wanted}).write(root)
-    (root / column).mkdir(exist_ok=True)
+    store = FeatureStore(path, [source])
+    place = {key: index for index, key in enumerate(store.keys)}
 
-    def compute(indices: Sequence[int]) -> Iterator[tuple[str, Tensor]]:
+    def tokens(keys: Sequence[str]) -> Iterator[tuple[str, Tensor]]:
+        indices = [place[key] for key in keys]
         for part in scan(store, indices=indices, columns=[source], batch=batch, device=device):
             with torch.no_grad():
-                tokens = function(part[source]).float()
-            for key, row in zip(part["keys"], tokens, strict=True):
+                rows = function(part[source]).float()
+            for key, row in zip(part["keys"], rows, strict=True):
                 if row.shape != layout.shape or not bool(row.isfinite().all()):
                     shape = tuple(row.shape)
                     raise StoreError(
@@ -67,42 +61,48 @@ def derive(
                     )
                 yield key, row
 
-    if codec == "int8" and not (root / column / CALIBRATION_FILE).exists():
-        train = store.indices("train")
-        chosen = train[:: max(1, len(train) // CALIBRATION_CLIPS)][:CALIBRATION_CLIPS]
-        Calibration.fit([row.cpu() for _, row in compute(chosen)], column=column).save(root / column)
-    coder = load_codec(codec, root=root, column=column, dim=layout.dim).to(device)
-    with tqdm(total=len(store), desc=column, unit="clip", dynamic_ncols=True) as bar:
-        for shard in range(manifest.partition.shards):
-            write_shard(store, wanted, shard, source=source, compute=compute, coder=coder, bar=bar)
-    complete = {"complete": True, "clips": len(store), "refused": len(store.refused)}
-    replace(manifest, columns={**manifest.columns, column: replace(wanted, coverage=complete)}).write(root)
-    write_statistics(root, [column])
+    wanted = Column(check_column(column), layout, check_codec(codec), dict(origin))
+    return add_column(store, wanted, tokens, device=device)
 
 
-def write_shard(
-    store: FeatureStore,
-    column: Column,
-    shard: int,
-    *,
-    source: str,
-    compute: Callable[[Sequence[int]], Iterator[tuple[str, Tensor]]],
-    coder: Codec,
-    bar: tqdm[Any],
-) -> None:
-    """One shard: the clips of the source's shard in their order; what it lacks is lacking here for the same reason."""
-    reference = Sidecar.read(store.path, source, shard, spec=store.columns[source].spec)
-    place = {key: index for index, key in enumerate(store.keys)}
-    keys = [key for key in reference.members if key in place]
-    bar.update(len(keys))
+def pool(path: str | Path, *, column: str, source: str, device: torch.device | str = "cpu") -> Column:
+    """Adds a column with the mean of the source's grid tokens, one token a clip in fp16; the special ones are left out.
+
+    Raises StoreError where the source is pooled already, or not there.
+    """
+    there = FeatureStore(path, [source]).columns[source]
+    grid = there.layout.num_grid_tokens
+    if not grid:
+        raise StoreError(f"{path}: column {source!r} is pooled already: {there.layout.describe()}")
+    origin = {"function": "shards.derive:pool", "source": source, "source_origin": digest(there.origin)}
+    origin |= {name: there.origin[name] for name in ("licence",) if name in there.origin}
+    return derive(
+        path,
+        column=column,
+        source=source,
+        function=lambda tokens: tokens[:, :grid].mean(1, keepdim=True),
+        layout=TokenLayout(grid=None, dim=there.layout.dim),
+        origin=origin,
+        codec="fp16",
+        device=device,
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns the exit status: 0, or 1 with a message."""
+    parser = argparse.ArgumentParser(prog="python -m shards.derive", description="Pooled tokens as a column.")
+    parser.add_argument("store", type=Path)
+    parser.add_argument("source", help="the column whose tokens are averaged")
+    parser.add_argument("--column", required=True, help="name of the new column")
+    arguments = parser.parse_args(argv)
     try:
-        if Sidecar.read(store.path, column.name, shard, spec=column.spec).has_tar(store.path):
-            return
-    except (FileNotFoundError, StoreError):
-        pass
-    with ShardWriter(store.path, column=column.name, shard=shard, spec=column.spec) as writer:
-        for key, tokens in compute([place[key] for key in keys]):
-            writer.add(key, {part: tensor.cpu() for part, tensor in coder.encode(tokens).items()})
-        for key in sorted(reference.planned - set(keys)):
-            writer.refuse(key, store.refused.get(key, "not in the source column"))
-        writer.finish()
+        made = pool(arguments.store, column=arguments.column, source=arguments.source)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(f"{arguments.store}: column {made.name}, {made.layout.describe()}, {made.coverage['clips']} clips")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

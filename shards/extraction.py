@@ -13,7 +13,7 @@ import hashlib
 import shutil
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -28,9 +28,10 @@ from shards.codec import CALIBRATION_CLIPS, CALIBRATION_FILE, Calibration, Codec
 from shards.column import CLIPS
 from shards.disk import remove_temporaries
 from shards.group import Clip, Computer, Group, Render, Rendered, Source, Views
+from shards.manifest import Manifest
 from shards.plan import Plan, Work, check_refused, make_plan, required_bytes
 from shards.prefetch import prefetch
-from shards.statistics import STATISTICS_FILE, compute_statistics, save_statistics
+from shards.statistics import are_current, compute_statistics, save_statistics
 from shards.store import FeatureStore
 from shards.writer import ShardWriter
 
@@ -72,6 +73,8 @@ def extract(
     refusal: type[Exception],
     codec: str = "int8",
     clips_per_shard: int | None = None,
+    covers: Mapping[str, Collection[str]] | None = None,
+    extend: bool = False,
     ranks: Team | None = None,
     batch: int = 1,
     device: torch.device | str = "cpu",
@@ -85,21 +88,23 @@ def extract(
     clips: in the order of the store, keys unique. render: decodes a clip once for every backbone; what it raises as
     `refusal`, and tokens that are not finite, refuse the clip by name in all columns of this pass. view: the settings
     that decide what a clip shows; digested. codec: int8 or fp16, for columns that are new. clips_per_shard: None takes
-    the store's, or about 512 MB of the first column in at least 8 shards. batch: clips per forward, part of the bytes
-    on devices whose results depend on it. threads: render ahead. free_bytes: of a folder's disk.
+    the store's, or about 512 MB of the first column in at least 8 shards. covers: column -> the keys that it shall
+    have, if not all. extend: `clips` may go on after those of the store; its other columns are then incomplete. batch:
+    clips per forward, part of the bytes on devices whose results depend on it. threads: render ahead. free_bytes: of a
+    folder's disk.
 
     Raises ValueError where the store there was made otherwise (view, clips, split, labels, codec, partition, origin or
     layout of a column), naming both; OSError where the disk is too small; ValueError above the share `max_refused`.
     """
     root, team = Path(path), ranks or Alone()
-    plan = make_plan(root, clips=clips, columns=columns, view=view, codec=codec, clips_per_shard=clips_per_shard)
+    how = {"view": view, "codec": codec, "clips_per_shard": clips_per_shard, "covers": covers, "extend": extend}
+    plan = make_plan(root, clips=clips, columns=columns, **how)
     if plan.work:
         check_disk(plan, free_bytes or (lambda folder: shutil.disk_usage(folder).free), say=say, quiet=team.rank > 0)
     team.barrier()
     sources = {name: source for name, source in columns.items() if name in plan.missing}
-    job = _Pass(
-        plan, Computer(plan.clips, sources, render, refusal, torch.device(device)), batch=batch, threads=threads
-    )
+    computer = Computer(plan.clips, sources, render, refusal, torch.device(device), plan.covers)
+    job = _Pass(plan, computer, batch=batch, threads=threads)
     if team.rank == 0:
         root.mkdir(parents=True, exist_ok=True)
         remove_temporaries(root)
@@ -124,7 +129,7 @@ def check_disk(plan: Plan, free_bytes: Callable[[Path], int], *, say: Callable[[
     while not folder.exists():
         folder = folder.parent
     free = free_bytes(folder)
-    clips = sum(len(work.keys) for work in plan.work)
+    clips = sum(len(work.wanted) for work in plan.work)
     total = f"{required / 1e9:.1f} GB" if required >= 1e9 else f"{required / 1e6:.1f} MB"
     text = f"{clips} clips, {per_clip / 1e6:.2f} MB a clip, {total} in all; {free / 1e9:.1f} GB are free"
     if required > free:
@@ -151,13 +156,13 @@ class _Pass:
             for name in self.computer.sources
             if self.plan.columns[name].codec == "int8" and not (self.plan.root / name / CALIBRATION_FILE).exists()
         ]
-        train: list[dict[str, Tensor]] = []
+        train: dict[str, list[Tensor]] = {name: [] for name in lacking}
         seconds: list[float] = []
-        wanted = CALIBRATION_CLIPS if lacking else 1
-        with tqdm(total=wanted, desc="first clips", unit="clip", leave=False, dynamic_ncols=True) as bar:
+        with tqdm(desc="first clips", unit="clip", leave=False, dynamic_ncols=True) as bar:
             for shard, start, keys in self.spread():
-                if len(train) >= wanted:
-                    break
+                short = [name for name in lacking if len(train[name]) < CALIBRATION_CLIPS]
+                if seconds and not any(self.in_train(name, key) for name in short for key in keys):
+                    continue
                 begin = time.monotonic()
                 known = self.plan.refusals([shard])
                 rendered = map(self.computer.try_render, self.computer.readable(keys, known))
@@ -166,19 +171,25 @@ class _Pass:
                     seconds.append((time.monotonic() - begin) / len(group.records))
                 if sum(len(kept.records) for kept in self.kept.values()) < KEPT_CLIPS:
                     self.kept[shard, start] = group
-                for row, key in enumerate(group.records):
-                    if self.plan.clips[key].split == "train" and len(train) < wanted:
-                        train.append({name: tokens[row] for name, tokens in group.tokens.items()})
-                        bar.update()
+                bar.update(len(group.records))
+                for name in short:
+                    own = enumerate(group.keys.get(name, ()))
+                    train[name] += [group.tokens[name][row] for row, key in own if self.in_train(name, key)]
         for name in lacking:
-            calibration = Calibration.fit([tokens[name] for tokens in train], column=name)
+            calibration = Calibration.fit(train[name][:CALIBRATION_CLIPS], column=name)
             (self.plan.root / name).mkdir(exist_ok=True)
             calibration.save(self.plan.root / name)
-        left = sum(len(work.keys) for work in self.plan.work) - sum(len(group.records) for group in self.kept.values())
+        left = sum(len(work.wanted) for work in self.plan.work) - sum(
+            len(group.records) for group in self.kept.values()
+        )
         if seconds:
             pace = statistics.median(seconds)
             rest = f"about {in_words(left * pace / world)} for the other {left} clips"
             say(f"features: {rest}, at {pace:.2f} s a clip on {world} rank(s)")
+
+    def in_train(self, column: str, key: str) -> bool:
+        """Whether a clip can calibrate a column."""
+        return self.plan.clips[key].split == "train" and self.computer.covered(column, key)
 
     def spread(self) -> list[tuple[int, int, tuple[str, ...]]]:
         """The groups that hold a train clip, in an order that has nothing to do with the clips': neighbours in a store
@@ -209,7 +220,7 @@ class _Pass:
         label = "features" if world == 1 else f"features, rank 0 of {world}"
         refused = self.plan.refusals(self.plan.shards)
         try:
-            with tqdm(total=sum(len(item.keys) for item in work), desc=label, unit="clip", disable=quiet) as bar:
+            with tqdm(total=sum(len(item.wanted) for item in work), desc=label, unit="clip", disable=quiet) as bar:
                 for item in work:
                     refused |= self.write(item, known[item.shard], rendered, bar)
                     check_refused(refused, total=len(self.plan.clips), share=max_refused, final=False)
@@ -220,7 +231,7 @@ class _Pass:
         """One shard of every column that misses it. Returns its refusals."""
         specs = {name: {} if name == CLIPS else self.plan.columns[name].spec for name in work.columns}
         names = [name for name in work.columns if name != CLIPS]
-        refused: dict[str, str] = {}
+        refused = {key: known[key] for key in work.keys if key in known}
         with ExitStack() as stack:
             writers = {
                 name: stack.enter_context(ShardWriter(self.plan.root, column=name, shard=work.shard, spec=spec))
@@ -231,9 +242,12 @@ class _Pass:
                 self.append(group, writers)
                 refused |= group.refused
                 bar.update(len(keys))
-            for writer in writers.values():
+            for name, writer in writers.items():
                 for key, reason in refused.items():
                     writer.refuse(key, reason)
+                for key in work.keys:
+                    if key not in refused and not self.computer.covered(name, key):
+                        writer.leave_out(key)
                 writer.finish()
         return refused
 
@@ -243,16 +257,16 @@ class _Pass:
             if name == CLIPS:
                 for key, record in group.records.items():
                     writer.add_record(key, record)
-            elif group.records:
+            elif group.keys.get(name):
                 encoded = {part: rows.cpu() for part, rows in self.codecs[name].encode(group.tokens[name]).items()}
-                for row, key in enumerate(group.records):
+                for row, key in enumerate(group.keys[name]):
                     writer.add(key, {part: rows[row] for part, rows in encoded.items()})
 
 
 def write_statistics(root: Path, columns: Sequence[str]) -> None:
-    """Computes the statistics of complete columns that have none yet."""
+    """Computes the statistics of complete columns that have none yet, or those of fewer clips."""
     for name in columns:
-        if (root / name / STATISTICS_FILE).exists():
+        if are_current(root, name, split=Manifest.read(root).digests["split"]):
             continue
         store = FeatureStore(root, columns=[name])
         train = store.indices("train")

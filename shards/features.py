@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,9 @@ from recipes.schema import Recipe
 from shards.agreement import check_clips, describe_clips
 from shards.column import PIXELS, STUDENT
 from shards.decode import Refusal
+from shards.extension import after_those_of, choose_part
 from shards.extraction import Views, extract
-from shards.manifest import Manifest, digest
+from shards.manifest import MANIFEST, Manifest, digest
 from shards.plan import check_place
 from shards.ranks import Ranks
 from shards.split import FEWEST, SPLITS
@@ -52,20 +53,34 @@ class Features:
     @cached_property
     def there(self) -> Manifest | None:
         """The manifest of a store that already has every column as asked for; the backbones are then not needed."""
-        if not (self.path / "manifest.json").exists():
+        if not (self.path / MANIFEST).exists():
             return None
         manifest = Manifest.read(self.path)
         self._check(manifest)
+        if len(self.found.clips) > manifest.partition.clips:
+            return None
         for name, asked in self.columns.items():
             column = manifest.columns.get(name)
             if column is None or not column.complete or column.origin.get("asked") != digest(asked):
                 return None
+            part = self.covers.get(name, self.found.clips)
+            if column.coverage.get("uncovered", 0) != len(self.found.clips) - len(part):
+                return None  # what differs is said by the plan
         return manifest
+
+    @cached_property
+    def covers(self) -> dict[str, frozenset[str]]:
+        """column -> the keys that it shall have, of the columns that are asked for a part of the clips."""
+        keys = [clip.key for clip in self.found.clips]
+        asked = {name: spec.clips for name, spec in self.recipe.targets.items()}
+        parts = {name: choose_part(keys, clips) for name, clips in asked.items() if clips and clips < len(keys)}
+        return parts | {PIXELS + name: part for name, part in parts.items() if PIXELS + name in self.columns}
 
     def _check(self, manifest: Manifest) -> None:
         """Raises ValueError where the store at this place is another one."""
         wanted = self.recipe.store
-        check_clips(self.path, manifest, clips=self.found.clips, view=self.view, clips_per_shard=wanted.clips_per_shard)
+        clips = self.found.clips[: manifest.partition.clips] if wanted.extend else self.found.clips
+        check_clips(self.path, manifest, clips=clips, view=self.view, clips_per_shard=wanted.clips_per_shard)
         for name in self.columns.keys() & manifest.columns.keys():
             if manifest.columns[name].codec != wanted.codec:
                 raise ValueError(
@@ -131,6 +146,8 @@ class Features:
                 refusal=Refusal,
                 codec=self.recipe.store.codec,
                 clips_per_shard=self.recipe.store.clips_per_shard,
+                covers=self.covers,
+                extend=self.recipe.store.extend,
                 ranks=self.ranks,
                 batch=self.recipe.backbones.batch or (16 if self.ranks.device.type == "cuda" else 1),
                 device=self.ranks.device,
@@ -176,6 +193,8 @@ def plan_features(recipe: Recipe, ranks: Ranks, *, say: Callable[[str], None] = 
     identity += [recipe.store.codec, recipe.store.clips_per_shard]
     path = Path(recipe.store.path) if recipe.store.path else Path("features") / digest(identity)[:16]
     check_place(path)
+    if recipe.store.extend and (path / MANIFEST).exists():
+        found = replace(found, clips=after_those_of(path, found.clips))
     if len({clip.group for clip in found.clips if clip.split == "train"}) < FEWEST["train"]:
         raise ValueError(
             f"train holds one group of the {len(found.clips)} clips, and ridge needs {FEWEST['train']} to hold against "
@@ -271,6 +290,8 @@ def notices(store: FeatureStore, *, most: int = 10) -> list[str]:
         lines += [f"  {key}: {reason}" for key, reason in sorted(store.refused.items())[:most]]
     if len(store.refused) > most:
         lines.append(f"  and {len(store.refused) - most} more; the store's clips/*.json names them all")
+    if store.uncovered:
+        lines.append(f"data: {len(store.uncovered)} clips are left out, which not every column covers")
     odd = [f"  {clip['source']}: {'; '.join(clip['notes'])}" for clip in store.clips if clip.get("notes")]
     if odd:
         lines += [f"data: {len(odd)} clips were read with a remark:", *odd[:most]]

@@ -57,49 +57,56 @@ Rendered = tuple[dict[str, Any], Views] | str  # or the reason of the refusal
 
 @dataclass
 class Group:
-    """Records and tokens (column -> (b q d)) of the clips that could be had, reasons of the others."""
+    """Records of the clips that could be had, reasons of the others; column -> its keys, and their tokens (b q d)."""
 
     records: dict[str, dict[str, Any]]
     refused: dict[str, str]
+    keys: dict[str, list[str]]
     tokens: dict[str, Tensor]
 
 
 @dataclass(frozen=True)
 class Computer:
-    """Computes groups. clips: by key. sources: the columns' functions. refusal: what `render` raises for a bad clip."""
+    """Computes groups. clips: by key. sources: the columns' functions. refusal: what `render` raises for a bad clip.
+
+    covers: column -> the keys that it shall have; a column that is not named there has all.
+    """
 
     clips: Mapping[str, Clip]
     sources: Mapping[str, Source]
     render: Render
     refusal: type[Exception]
     device: torch.device
+    covers: Mapping[str, frozenset[str]]
 
     def compute(
         self, keys: Sequence[str], known: Mapping[str, str], columns: Sequence[str], rendered: Iterator[Rendered]
     ) -> Group:
-        """One forward of every column over the clips of `keys` that can be rendered."""
+        """One forward of every column over the clips of `keys` that it covers and that can be rendered."""
         refused = {key: known[key] for key in keys if key in known}
         fields: dict[str, dict[str, Any]] = {}
-        views: list[Views] = []
+        views: dict[str, Views] = {}
         readable = [key for key in keys if key not in known]
         for key, result in zip(readable, islice(rendered, len(readable)), strict=True):
             if isinstance(result, str):
                 refused[key] = result
             else:
-                fields[key] = result[0]
-                views.append(result[1])
-        tokens = {name: self.forward(name, views) for name in columns} if views else {}
-        finite = torch.ones(len(views), dtype=torch.bool)
+                fields[key], views[key] = result
+        covered = {name: [key for key in views if self.covered(name, key)] for name in columns}
+        tokens = {name: self.forward(name, [views[key] for key in own]) for name, own in covered.items() if own}
         for name, batch in tokens.items():
-            rows = batch.isfinite().flatten(1).all(1).cpu()
-            for key, fine in zip(fields, rows.tolist(), strict=True):
+            for key, fine in zip(covered[name], batch.isfinite().flatten(1).all(1).tolist(), strict=True):
                 if not fine:
                     refused.setdefault(key, f"{name} gives tokens that are not finite")
-            finite &= rows
-        if not finite.all():
-            tokens = {name: batch[finite.to(batch.device)] for name, batch in tokens.items()}
-        records = {key: self.record(key, fields[key]) for key in fields if key not in refused}
-        return Group(records, refused, tokens)
+        for name, batch in tokens.items():
+            rows = [row for row, key in enumerate(covered[name]) if key not in refused]
+            tokens[name] = batch if len(rows) == len(batch) else batch[rows]
+        kept = {name: [key for key in covered[name] if key not in refused] for name in tokens}
+        records = {key: record_of(self.clips[key]) | fields[key] for key in fields if key not in refused}
+        return Group(records, refused, kept, tokens)
+
+    def covered(self, column: str, key: str) -> bool:
+        return column not in self.covers or key in self.covers[column]
 
     def forward(self, name: str, views: Sequence[Views]) -> Tensor:
         """The tokens (b q d) of one column, float32."""
@@ -120,7 +127,8 @@ class Computer:
         except self.refusal as error:
             return str(error) or type(error).__name__
 
-    def record(self, key: str, fields: dict[str, Any]) -> dict[str, Any]:
-        clip = self.clips[key]
-        own = {"key": key, "label": clip.label, "source": clip.source, "group": clip.group, "split": clip.split}
-        return own | ({"factors": dict(clip.factors)} if clip.factors else {}) | fields
+
+def record_of(clip: Clip) -> dict[str, Any]:
+    """What the store says of a clip, whatever it was made from."""
+    own = {"key": clip.key, "label": clip.label, "source": clip.source, "group": clip.group, "split": clip.split}
+    return own | ({"factors": dict(clip.factors)} if clip.factors else {})

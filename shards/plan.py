@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -35,21 +35,26 @@ RECORD_BYTES = 4 * BLOCK  # a generous guess of a record with its header
 
 @dataclass(frozen=True)
 class Work:
-    """One shard that some columns miss. keys: all that the partition gives to it, in order."""
+    """One shard that some columns miss. keys: all that the partition gives to it, in order. wanted: those of them that
+    a column of the pass covers."""
 
     shard: int
     keys: tuple[str, ...]
+    wanted: tuple[str, ...]
     columns: tuple[str, ...]
 
     def groups(self, batch: int) -> Iterator[tuple[int, tuple[str, ...]]]:
         """Neighbours that are computed together, with the place of the first."""
-        for start in range(0, len(self.keys), batch):
-            yield start, self.keys[start : start + batch]
+        for start in range(0, len(self.wanted), batch):
+            yield start, self.wanted[start : start + batch]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The store as it shall be, and the work until then. columns: of the store, those of this pass included."""
+    """The store as it shall be, and the work until then. columns: of the store, those of this pass included.
+
+    covers: column -> its keys, if not all.
+    """
 
     root: Path
     clips: dict[str, Any]  # key -> clip, in order
@@ -61,6 +66,7 @@ class Plan:
     passing: tuple[str, ...]  # columns of this pass
     work: tuple[Work, ...]
     there: Manifest | None  # as it was found
+    covers: dict[str, frozenset[str]]
 
     @property
     def shards(self) -> range:
@@ -93,8 +99,11 @@ class Plan:
         summary: dict[str, Any] = self.there.refused if self.there else {"clips": 0, "first": {}}
         if complete:
             for name in self.passing:
-                lacking = len(self.refusals(self.shards, columns=[CLIPS, name]))
-                coverage = {"complete": True, "clips": len(self.clips) - lacking, "refused": lacking}
+                lacking = self.refusals(self.shards, columns=[CLIPS, name])
+                covered = len(self.covers.get(name, self.clips.keys()) - lacking.keys())
+                coverage = {"complete": True, "clips": covered, "refused": len(lacking)}
+                if name in self.covers:
+                    coverage["uncovered"] = len(self.clips) - len(self.covers[name])
                 columns[name] = replace(columns[name], coverage=coverage)
             refused = self.refusals(self.shards)
             summary = {"clips": len(refused), "first": {key: refused[key] for key in sorted(refused)[:FIRST_REFUSALS]}}
@@ -111,6 +120,8 @@ def make_plan(
     view: dict[str, Any],
     codec: str,
     clips_per_shard: int | None,
+    covers: Mapping[str, Collection[str]] | None = None,
+    extend: bool = False,
 ) -> Plan:
     """Compares what is wanted with what is there. Raises ValueError for each way in which they contradict."""
     check_place(root)
@@ -125,20 +136,23 @@ def make_plan(
     }
     there = Manifest.read(root) if (root / MANIFEST).exists() else None
     if clips_per_shard is None:
-        first = next(iter(wanted.values()))
-        clips_per_shard = there.partition.clips_per_shard if there else default_clips_per_shard(first, len(clips))
+        column = next(iter(wanted.values()))
+        clips_per_shard = there.partition.clips_per_shard if there else default_clips_per_shard(column, len(clips))
     partition = Partition(len(clips), clips_per_shard, keys_digest(by_key))
     digests = describe_clips(clips) | {"view": digest(view)}
     labels = sorted({clip.label for clip in clips if clip.label is not None})
+    old = dict(there.columns) if there else {}
     if there:
-        check_clips(root, there, clips=clips, view=view, clips_per_shard=clips_per_shard)
+        first = clips[: there.partition.clips] if extend else clips
+        check_clips(root, there, clips=first, view=view, clips_per_shard=clips_per_shard)
         check_columns(root, there, wanted)
-    work = tuple(_unfinished(root, list(by_key), partition, wanted))
+        if len(clips) > len(first):
+            old = {name: replace(column, coverage={"complete": False}) for name, column in old.items()}
+    chosen = {name: frozenset(keys) for name, keys in (covers or {}).items() if name in wanted}
+    work = tuple(_unfinished(root, list(by_key), partition, wanted, chosen))
     missing = {name for item in work for name in item.columns}
-    merged = {**wanted, **(there.columns if there else {})}
-    for name in missing - {CLIPS}:
-        merged[name] = wanted[name]
-    return Plan(root, by_key, merged, partition, view, digests, labels, tuple(wanted), work, there)
+    merged = {**wanted, **old, **{name: wanted[name] for name in missing - {CLIPS}}}
+    return Plan(root, by_key, merged, partition, view, digests, labels, tuple(wanted), work, there, chosen)
 
 
 def check_place(root: Path) -> None:
@@ -158,23 +172,46 @@ def check_place(root: Path) -> None:
         )
 
 
-def _unfinished(root: Path, keys: Sequence[str], partition: Partition, wanted: Mapping[str, Column]) -> Iterator[Work]:
+def _unfinished(
+    root: Path,
+    keys: Sequence[str],
+    partition: Partition,
+    wanted: Mapping[str, Column],
+    covers: Mapping[str, frozenset[str]],
+) -> Iterator[Work]:
     """The shards that the records or some column miss. A shard whose sidecar or tar is damaged counts as missing."""
     specs: dict[str, Spec] = {CLIPS: {}} | {name: column.spec for name, column in wanted.items()}
     for shard in range(partition.shards):
         own = tuple(keys[shard * partition.clips_per_shard : (shard + 1) * partition.clips_per_shard])
-        missing = tuple(name for name, spec in specs.items() if not _finished(root, name, shard, spec=spec, keys=own))
+        missing = tuple(
+            name
+            for name, spec in specs.items()
+            if not _finished(root, name, shard, spec=spec, keys=own, covered=covers.get(name))
+        )
         if missing:
-            yield Work(shard, own, missing)
+            everything = CLIPS in missing or wanted.keys() - covers.keys()
+            some = tuple(key for key in own if everything or any(key in covers[name] for name in wanted))
+            yield Work(shard, own, some, missing)
 
 
-def _finished(root: Path, column: str, shard: int, *, spec: Spec, keys: Sequence[str]) -> bool:
+def _finished(
+    root: Path, column: str, shard: int, *, spec: Spec, keys: Sequence[str], covered: frozenset[str] | None
+) -> bool:
+    """Whether a shard of a column is there; one of fewer clips is from before the store was extended."""
     try:
         sidecar = Sidecar.read(root, column, shard, spec=spec)
     except (FileNotFoundError, StoreError):
         return False
+    if sidecar.planned < set(keys):
+        return False
     if sidecar.planned != set(keys):
         raise ValueError(f"{root}/{column}/{shard_name(shard)}.json holds other clips than this shard shall; delete it")
+    away = set() if covered is None else set(keys) - covered - sidecar.refused.keys()
+    if set(sidecar.uncovered) != away:
+        raise ValueError(
+            f"{root}/{column}/{shard_name(shard)}.json leaves out {len(sidecar.uncovered)} of {len(keys)} clips where "
+            f"{len(away)} shall be: the column covers other clips; ask for the same ones, or delete {root}/{column}"
+        )
     return sidecar.has_tar(root)
 
 
@@ -200,8 +237,12 @@ def required_bytes(plan: Plan) -> tuple[int, float]:
     """(bytes that the work will write, of which per clip)."""
     sizes = {name: member_bytes(column.spec) for name, column in plan.columns.items()}
     on_disk = {name: BLOCK + size + padding(size) for name, size in sizes.items()} | {CLIPS: RECORD_BYTES}
-    total = sum(len(work.keys) * on_disk[name] for work in plan.work for name in work.columns)
-    return total, total / max(1, sum(len(work.keys) for work in plan.work))
+    total = 0
+    for work in plan.work:
+        for name in work.columns:
+            covered = plan.covers.get(name)
+            total += on_disk[name] * (len(work.keys) if covered is None else sum(key in covered for key in work.keys))
+    return total, total / max(1, sum(len(work.wanted) for work in plan.work))
 
 
 def check_refused(refused: Mapping[str, str], *, total: int, share: float, final: bool) -> None:

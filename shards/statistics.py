@@ -9,6 +9,7 @@ Axes: q tokens of a clip, d channels.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 
 from shards.codec import floor_deviation, load_tensors
-from shards.disk import StoreError, write_atomically
+from shards.disk import StoreError, read_inside, write_atomically
 from shards.tensorfile import pack
 
 STATISTICS_FILE = "stats.safetensors"
@@ -78,6 +79,15 @@ def save_statistics(root: Path, column: str, statistics: dict[str, Tensor], *, s
     """split: the digest of the split whose train clips were read; it stands in the file's metadata."""
     pieces = pack({name: statistics[name] for name in NAMES}, metadata={"split": split})
     write_atomically(root / column / STATISTICS_FILE, pieces)
+
+
+def are_current(root: Path, column: str, *, split: str) -> bool:
+    """Whether the file is there and of this split's train clips."""
+    try:
+        data = read_inside(root, column, STATISTICS_FILE)
+        return json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]["split"] == split
+    except (FileNotFoundError, ValueError, TypeError, KeyError, RecursionError):
+        return False
 
 
 def load_statistics(root: Path, column: str, *, shape: tuple[int, int], rows: Tensor) -> dict[str, Tensor]:

@@ -34,14 +34,14 @@ class FeatureStore:
     """Features of clips on disk; opening it reads indices only, not features.
 
     columns: names to open; None opens every complete one. Clips that any of them lacks by declaration are left out
-    and counted in `refused`. special: column -> names of the tokens beside the grid to read; a column that is not named
-    there gives all it has, a pooled one its pooled token in any case.
+    and stand in `refused` or `uncovered`. special: column -> names of the tokens beside the grid to read; a column that
+    is not named there gives all it has, a pooled one its pooled token in any case.
 
     keys: of the clips, in order. clips: their records (key, label, source, group, split, and the view's span and crop).
     columns: name -> Column (layout, codec, origin). labels: names, in the order of the label index. label_indices: of
     every clip, -1 without a label. tasks: "label" (labels and label_indices), if any clip has one, and every factor.
-    groups: of every clip. refused: key -> reason. digests: split, view, data.
-    manifest: the rest.
+    groups: of every clip. refused: key -> reason. uncovered: keys that a column declares not to have. digests: split,
+    view, data. manifest: the rest.
 
     Raises StoreError (a ValueError) naming shard, column and clip where the store is missing, incomplete or damaged, or
     its columns differ in a way that they do not declare.
@@ -62,6 +62,7 @@ class FeatureStore:
         self.labels: list[str] = self.manifest.labels
         self.digests: dict[str, str] = dict(self.manifest.digests)
         self.refused: dict[str, str] = {}
+        self.uncovered: set[str] = set()
         self.keys: list[str] = []
         self.clips: list[dict[str, Any]] = []
         self._codecs: dict[str, Codec] = {
@@ -73,6 +74,7 @@ class FeatureStore:
         planned: set[str] = set()
         for shard in range(self.manifest.partition.shards):
             planned |= self._join(shard)
+        self.uncovered -= self.refused.keys()
         for places in self._places.values():
             places.freeze()
         if keys_digest(planned) != self.manifest.partition.keys:
@@ -199,9 +201,9 @@ class FeatureStore:
             for key, expected in zip((key for key in sidecar.members if key in clips.members), order, strict=True):
                 if key != expected:
                     raise StoreError(f'{where} holds clip "{key}" where clips/ has "{expected}": the order differs')
-            lacking = {key: "not covered by the column" for key in sidecar.uncovered} | sidecar.refused
-            self.refused.update({key: reason for key, reason in lacking.items() if key not in self.refused})
-            absent |= lacking.keys()
+            self.refused.update({key: why for key, why in sidecar.refused.items() if key not in self.refused})
+            self.uncovered |= set(sidecar.uncovered) - clips.refused.keys()
+            absent |= {*sidecar.refused, *sidecar.uncovered}
         present = [key for key in clips.members if key not in absent]
         self._read_records(shard, clips, present)
         for name, sidecar in sidecars.items():

@@ -41,6 +41,7 @@ class ShardWriter:
         self.column, self.shard, self.spec = column, shard, spec
         self.members: dict[str, Member] = {}
         self.refused: dict[str, str] = {}
+        self.uncovered: list[str] = []
         self._final = self.folder / f"{shard_name(shard)}.tar"
         self._temporary = self._final.with_name(self._final.name + TEMPORARY)
         self._sha256 = hashlib.sha256()
@@ -63,6 +64,10 @@ class ShardWriter:
         """Declares that this shard lacks a clip, and why."""
         self.refused[check_key(key)] = reason
 
+    def leave_out(self, key: str) -> None:
+        """Declares that the column does not cover a clip."""
+        self.uncovered.append(check_key(key))
+
     def finish(self) -> Sidecar:
         """Ends the tar, makes it durable under its name, then writes the sidecar."""
         self._write(END_OF_TAR)
@@ -71,7 +76,15 @@ class ShardWriter:
         self._file.close()
         commit(self._temporary, self._final)
         refused = dict(sorted(self.refused.items()))
-        sidecar = Sidecar(self.column, self.shard, self._size, self._sha256.hexdigest(), self.members, refused)
+        sidecar = Sidecar(
+            self.column,
+            self.shard,
+            self._size,
+            self._sha256.hexdigest(),
+            self.members,
+            refused,
+            sorted(self.uncovered),
+        )
         write_atomically(self._final.with_suffix(".json"), [sidecar.to_json(self.spec)])
         return sidecar
 

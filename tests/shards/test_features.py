@@ -12,6 +12,7 @@ import pytest
 from recipes.compose import load_recipe
 from shards.features import Features, notices, plan_features
 from shards.ranks import Ranks
+from shards.store import FeatureStore
 
 PIXELS = "{grid: [2, 4, 4], frames: 4, pixels: 16, cells: 2}"
 RECIPE = [
@@ -68,6 +69,33 @@ def test_refused_and_odd_clips_are_named(videos: Path, tmp_path: Path) -> None:
     lines = notices(store, most=1)
     assert lines[-3] == "data: 2 clips were read with a remark:"
     assert lines[-2].endswith(": times run backwards") and lines[-1].startswith("  and 1 more")
+
+
+def test_more_videos_go_on_after_the_old_ones(videos: Path, tmp_path: Path) -> None:
+    """Where the listing puts them between; asked for by name, and a finished store is then found as such."""
+    root, place = tmp_path / "videos", f"store.path={tmp_path / 'store'}"
+    shutil.copytree(videos, root)
+    old = planned(root, place).extract()
+    write_video(root / "a" / "1new.mp4", seed=11)
+    with pytest.raises(ValueError, match="only here: a/1new.mp4"):
+        planned(root, place).extract()
+    store = planned(root, place, "store.extend=true").extract()
+    assert store.keys[:6] == old.keys and store.clips[6]["source"] == "a/1new.mp4"
+    again = planned(root, place, "store.extend=true")
+    again.extract()
+    assert "sources" not in vars(again)
+
+
+def test_a_target_on_a_part_of_the_clips(videos: Path, tmp_path: Path) -> None:
+    place, said = f"store.path={tmp_path / 'store'}", []
+    store = planned(videos, place, "targets.videomae.clips=4", said=said).extract()
+    assert len(store) == 4 and len(FeatureStore(store.path, ["student"])) == 6
+    assert "data: 2 clips are left out, which not every column covers" in said
+    again = planned(videos, place, "targets.videomae.clips=4")
+    again.extract()
+    assert "sources" not in vars(again)
+    with pytest.raises(ValueError, match="leaves out . of . clips where . shall be: the column covers other clips"):
+        planned(videos, place, "targets.videomae.clips=3").extract()
 
 
 @pytest.mark.parametrize(

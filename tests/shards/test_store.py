@@ -153,7 +153,8 @@ def test_declared_differences_are_counted(store: FeatureStore) -> None:
 
     edit(store.path / "videomae" / "00001.json", declare)
     joined = FeatureStore(store.path)
-    assert len(joined) == 8 and joined.refused == {"000004-abc": "NaN", "000006-abc": "not covered by the column"}
+    assert len(joined) == 8 and joined.refused == {"000004-abc": "NaN"}
+    assert joined.uncovered == {"000006-abc"}
     for index, key in enumerate(joined.keys):
         assert torch.equal(joined[index]["videomae"], store[store.keys.index(key)]["videomae"])
     assert len(FeatureStore(store.path, ["student"])) == 10
