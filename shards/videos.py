@@ -95,9 +95,22 @@ def find_clips(
         videos, notes = read_tars(str(_required(tars, "data.tars", source)), Path(root) if root else None)
     else:
         raise ValueError(f"data.source is {source!r}; it is one of demo, world, folder, csv, webdataset")
+    return make_clips(videos, notes, clip_seconds=clip_seconds, clips_per_video=clips_per_video, group=group)
+
+
+def make_clips(
+    videos: Sequence[Video],
+    notes: Sequence[str],
+    *,
+    clip_seconds: float = 2.0,
+    clips_per_video: int = 1,
+    group: str | None = None,
+) -> Found:
+    """Gives videos (or whatever stands for one) their groups, splits and keys. See find_clips."""
     groups = _groups(videos, group)
     splits, moved = assign_splits(groups, [video.split for video in videos])
     found: list[Clip] = []
+    said = list(notes)
     for video, name, split in zip(videos, groups, splits, strict=True):
         count = 1 if video.start is not None else clips_per_video
         for position in ((index, count) for index in range(count)):
@@ -112,10 +125,10 @@ def find_clips(
     unlabelled = sum(clip.label is None for clip in found)
     values = {(name, value) for clip in found for name, value in clip.factors.items()}
     if factors := Counter(name for name, _ in values):
-        notes.append("factors: " + ", ".join(f"{name} ({factors[name]} values)" for name in sorted(factors)))
+        said.append("factors: " + ", ".join(f"{name} ({factors[name]} values)" for name in sorted(factors)))
     if unlabelled:
-        notes.append(f"{unlabelled} of {len(found)} clips have no label")
-    return Found(found, sorted({clip.label for clip in found if clip.label is not None}), notes + moved)
+        said.append(f"{unlabelled} of {len(found)} clips have no label")
+    return Found(found, sorted({clip.label for clip in found if clip.label is not None}), said + moved)
 
 
 def data_digest(clips: Sequence[Clip]) -> str:
