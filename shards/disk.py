@@ -39,14 +39,18 @@ def commit(temporary: Path, final: Path) -> None:
 
 
 def write_atomically(path: Path, pieces: Iterable[Buffer]) -> None:
-    """Writes a whole file: after a crash there is the old one or the new one, never a part."""
+    """Writes a whole file: after a crash there is the old one or the new one, never a part; a full disk leaves none."""
     temporary = path.with_name(path.name + TEMPORARY)
-    with open(temporary, "wb") as file:
-        for piece in pieces:
-            file.write(piece)
-        file.flush()
-        os.fsync(file.fileno())
-    commit(temporary, path)
+    try:
+        with open(temporary, "wb") as file:
+            for piece in pieces:
+                file.write(piece)
+            file.flush()
+            os.fsync(file.fileno())
+        commit(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def remove_temporaries(root: Path) -> int:

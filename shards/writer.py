@@ -47,6 +47,7 @@ class ShardWriter:
         self._sha256 = hashlib.sha256()
         self._size = self._unsynced = 0
         self.folder.mkdir(parents=True, exist_ok=True)
+        sync_folder(self.folder.parent)
         self._file: BinaryIO = open(self._temporary, "wb")  # noqa: SIM115 (closed by finish or __exit__)
 
     def add(self, key: str, tensors: Mapping[str, Tensor]) -> None:
@@ -89,7 +90,6 @@ class ShardWriter:
         return sidecar
 
     def __enter__(self) -> ShardWriter:
-        sync_folder(self.folder.parent)
         return self
 
     def __exit__(self, *error: object) -> None:
