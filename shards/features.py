@@ -24,6 +24,7 @@ from shards.extension import after_those_of, choose_part
 from shards.extraction import Views, extract
 from shards.manifest import MANIFEST, Manifest, digest
 from shards.plan import check_place
+from shards.provenance import remember
 from shards.ranks import Ranks
 from shards.split import FEWEST, SPLITS
 from shards.store import FeatureStore
@@ -118,15 +119,13 @@ class Features:
     @property
     def layouts(self) -> dict[str, TokenLayout]:
         """Of every column, as the store has it."""
-        columns: Mapping[str, Any] = self.there.columns if self.there else self.sources
-        return {name: columns[name].layout for name in self.columns}
+        made: Mapping[str, Any] = self.there.columns if self.there else self.sources
+        return {name: made[name].layout for name in self.columns}
 
     def extract(self) -> FeatureStore:
         """Brings the store to completion and opens it."""
         clip_seconds = self.recipe.data.clip_seconds
-        requests = (
-            sorted({(source.frames, source.pixels) for source in self.sources.values()}) if not self.there else []
-        )
+        requests = [] if self.there else sorted({(each.frames, each.pixels) for each in self.sources.values()})
 
         def render(clip: Clip) -> tuple[dict[str, Any], Views]:
             view, views, notes = render_views(clip, requests, clip_seconds=clip_seconds)
@@ -156,6 +155,7 @@ class Features:
             )
         store = self.open()
         if self.ranks.main:
+            remember(self.path, self.recipe)
             for line in notices(store):
                 self.say(line)
         return store
