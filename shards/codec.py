@@ -21,7 +21,7 @@ from safetensors.torch import load as load_safetensors
 from torch import Tensor
 
 from shards.disk import StoreError, read_inside, write_atomically
-from shards.tensorfile import Spec, pack
+from shards.tensorfile import CHECKSUM, Spec, checksum, metadata_of, pack_alone
 
 DEVIATION_FLOOR = 1e-2  # of the median channel's deviation
 WORST_CHANNEL = 0.05  # of its deviation
@@ -136,7 +136,10 @@ class Calibration:
         return calibration
 
     def save(self, folder: Path) -> None:
-        write_atomically(folder / CALIBRATION_FILE, pack({"mean": self.mean, "deviation": self.deviation}))
+        write_atomically(
+            folder / CALIBRATION_FILE,
+            pack_alone({"mean": self.mean, "deviation": self.deviation}, metadata={"column": folder.name}),
+        )
 
     @classmethod
     def load(cls, root: Path, *, column: str, dim: int) -> Calibration:
@@ -212,8 +215,17 @@ def encoded_spec(name: str, shape: tuple[int, int]) -> Spec:
 def load_tensors(root: Path, column: str, name: str) -> dict[str, Tensor]:
     """The tensors of a small safetensors file of a column. Raises StoreError where it is missing or damaged."""
     try:
-        return load_safetensors(read_inside(root, column, name))
+        data = read_inside(root, column, name)
+        tensors = load_safetensors(data)
+        metadata, body = metadata_of(data)
+        if metadata.get(CHECKSUM, checksum(body)) != checksum(body):
+            raise ValueError("its checksum is another than it says")
+        if metadata.get("column", column) != column:
+            raise ValueError(f"it is of column {metadata['column']}")
+        return tensors
+    except StoreError:
+        raise
     except FileNotFoundError:
         raise StoreError(f"{root}/{column}/{name} is missing; re-run precompute, which writes it") from None
-    except (SafetensorError, KeyError, ValueError) as error:
+    except (SafetensorError, KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise StoreError(f"{root}/{column}/{name} is damaged ({error}); delete it and re-run precompute") from None

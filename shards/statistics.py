@@ -9,7 +9,6 @@ Axes: q tokens of a clip, d channels.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from shards.codec import floor_deviation, load_tensors
 from shards.disk import StoreError, read_inside, write_atomically
-from shards.tensorfile import pack
+from shards.tensorfile import metadata_of, pack_alone
 
 STATISTICS_FILE = "stats.safetensors"
 NAMES = ("mean", "deviation")
@@ -77,16 +76,16 @@ def compute_statistics(clips: Iterable[Tensor]) -> dict[str, Tensor]:
 
 def save_statistics(root: Path, column: str, statistics: dict[str, Tensor], *, split: str) -> None:
     """split: the digest of the split whose train clips were read; it stands in the file's metadata."""
-    pieces = pack({name: statistics[name] for name in NAMES}, metadata={"split": split})
+    pieces = pack_alone({name: statistics[name] for name in NAMES}, metadata={"column": column, "split": split})
     write_atomically(root / column / STATISTICS_FILE, pieces)
 
 
 def are_current(root: Path, column: str, *, split: str) -> bool:
     """Whether the file is there and of this split's train clips."""
     try:
-        data = read_inside(root, column, STATISTICS_FILE)
-        return json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]["split"] == split
-    except (FileNotFoundError, ValueError, TypeError, KeyError, RecursionError):
+        metadata, _ = metadata_of(read_inside(root, column, STATISTICS_FILE))
+        return metadata.get("split") == split
+    except (FileNotFoundError, ValueError, TypeError, AttributeError, RecursionError):
         return False
 
 

@@ -222,13 +222,26 @@ class FeatureStore:
                     or xxhash.xxh3_64_intdigest(data) != member.xxh3
                 ):
                     raise StoreError(f'{self.path}: {CLIPS}/{shard_name(shard)}.tar, clip "{key}" is damaged')
-                record = json.loads(data)
-                sound = {"label", "group", "split"} <= set(record) and are_factors(record.get("factors", {}))
-                if record.get("key") != key or not sound:
-                    raise StoreError(f'{self.path}: {CLIPS}/{shard_name(shard)}.tar, clip "{key}" has record {record}')
-                self.clips.append(record)
+                try:
+                    self.clips.append(parse_record(data, key))
+                except ValueError as error:
+                    where = f'{self.path}: {CLIPS}/{shard_name(shard)}.tar, clip "{key}"'
+                    raise StoreError(f"{where}: {error}") from None
         finally:
             os.close(descriptor)
+
+
+def parse_record(data: bytes | bytearray, key: str) -> dict[str, Any]:
+    """What a store says of a clip. Raises ValueError where that is no record, or one of another clip."""
+    try:
+        record = json.loads(data)
+    except RecursionError:
+        raise ValueError("its record is nested too deeply") from None
+    texts = isinstance(record, dict) and isinstance(record.get("group"), str) and "source" in record
+    sound = texts and isinstance(record.get("label", 0), (str, type(None))) and record.get("split") in SPLITS
+    if not sound or record.get("key") != key or not are_factors(record.get("factors", {})):
+        raise ValueError(f"its record is {str(record)[:200]}")
+    return record
 
 
 def choose_special(column: Column, special: Mapping[str, Sequence[str]]) -> TokenLayout:

@@ -12,10 +12,12 @@ from math import prod
 from typing import Any, TypeAlias
 
 import torch
+import xxhash
 from torch import Tensor
 
 ALIGNMENT = 64
 DTYPES = {"I8": torch.int8, "F16": torch.float16, "F32": torch.float32}
+CHECKSUM = "xxh3_64"  # entry of a file's metadata
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 Spec: TypeAlias = Mapping[str, tuple[torch.dtype, tuple[int, ...]]]  # name -> dtype and shape, in file order
@@ -57,3 +59,19 @@ def pack(tensors: Mapping[str, Tensor], *, metadata: Mapping[str, str] | None = 
     """A whole file as pieces, to be written one after the other. The tensors' memory is not copied."""
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     return [header(spec_of(contiguous), metadata=metadata), *map(as_bytes, contiguous.values())]
+
+
+def pack_alone(tensors: Mapping[str, Tensor], *, metadata: Mapping[str, str] | None = None) -> list[bytes | memoryview]:
+    """A file that no index vouches for: the checksum of its tensors stands in its own metadata."""
+    _, *pieces = pack(tensors)
+    return pack(tensors, metadata={**(metadata or {}), CHECKSUM: checksum(b"".join(pieces))})
+
+
+def checksum(data: bytes) -> str:
+    return f"{xxhash.xxh3_64_intdigest(data):016x}"
+
+
+def metadata_of(data: bytes) -> tuple[dict[str, str], bytes]:
+    """The metadata of a whole file, and the bytes of its tensors. Raises ValueError and its kin on a damaged header."""
+    size = int.from_bytes(data[:8], "little")
+    return dict(json.loads(data[8 : 8 + size]).get("__metadata__", {})), data[8 + size :]
