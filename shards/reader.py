@@ -22,26 +22,40 @@ from shards.prefetch import Memory, prefetch
 from shards.store import FeatureStore
 
 Batch = dict[str, Any]  # keys: list[str]; indices, label: (b,) int64; <column>: (b q d); training: step, micro
+WINDOW = 16  # shards
 Pairing = Mapping[str, Sequence[int]]
 
 
 class SampleOrder:
-    """The endless stream of samples 0 .. num_clips - 1."""
+    """The endless stream of samples 0 .. num_clips - 1.
 
-    def __init__(self, num_clips: int, *, seed: int) -> None:
+    shards: of every sample; with them an epoch goes through the shards in a random order, `window` of them at a time,
+    and shuffles within those: a window is fetched once, and 16 mix 14 shards into a batch of 32. Without, the whole
+    epoch is one permutation.
+    """
+
+    def __init__(self, num_clips: int, *, seed: int, shards: Sequence[int] | None = None, window: int = 16) -> None:
         if num_clips < 1 or seed < 0:
             raise ValueError(f"the order of {num_clips} clips with seed {seed}: needs clips, and a seed of at least 0")
         self.num_clips, self.seed = num_clips, seed
         self._epochs: dict[int, np.ndarray] = {}
+        self._shards, self._window = None if shards is None else np.asarray(shards), window
 
     def epoch(self, epoch: int) -> np.ndarray:
         """The permutation of one epoch, from (seed, epoch) alone."""
         order = self._epochs.get(epoch)
         if order is None:
-            order = np.random.default_rng([self.seed, epoch]).permutation(self.num_clips)
+            order = self._permute(np.random.default_rng([self.seed, epoch]))
             recent = {e: kept for e, kept in self._epochs.items() if e >= epoch - 1}
             self._epochs = {**recent, epoch: order}  # rebound, not changed: several threads read it
         return order
+
+    def _permute(self, draw: np.random.Generator) -> np.ndarray:
+        if self._shards is None:
+            return draw.permutation(self.num_clips)
+        names, shard_of = np.unique(self._shards, return_inverse=True)
+        window_of = (draw.permutation(len(names)) // self._window)[shard_of]
+        return np.lexsort((draw.random(self.num_clips), window_of))
 
     def samples(self, start: int, stop: int) -> list[int]:
         """Samples [start, stop) of the stream."""
@@ -151,7 +165,8 @@ class BatchReader:
     """The training stream of one rank.
 
     columns: names to read. indices: the clips, as store indices (one split). batch: clips per optimizer step over all
-    ranks and accumulation steps; it must divide by their product. dtype: of the tokens.
+    ranks and accumulation steps; it must divide by their product. dtype: of the tokens. window: shards that are
+    shuffled together, see SampleOrder; by default 16 for a store behind a URL, and the whole of a local one.
 
     Iterating yields dicts {"step", "micro", "keys": list[str], "indices": (b,) int64 into the store, "label": (b,)
     int64, <column>: (b q d) on the device}: `accumulation` micro-batches a step. A failed read raises in the
@@ -173,13 +188,17 @@ class BatchReader:
         dtype: torch.dtype = torch.float32,
         paired: Pairing | None = None,
         threads: int = 2,
+        window: int | None = None,
     ) -> None:
         if batch < 1 or batch % (world * accumulation):
             raise ValueError(
                 f"train.batch={batch} does not divide by {world} ranks x {accumulation} accumulation steps; "
                 f"set it to a multiple of {world * accumulation}"
             )
-        self.order = SampleOrder(len(indices), seed=seed)
+        if window is None and store.mirror:
+            window = WINDOW
+        shards = [store.shard_of(int(index)) for index in indices] if window else None
+        self.order = SampleOrder(len(indices), seed=seed, shards=shards, window=window or 1)
         self.size, self.rank, self.accumulation, self.threads = batch, rank, accumulation, threads
         self.micro = batch // (world * accumulation)
         self._loader = Loader(

@@ -8,9 +8,8 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -21,18 +20,24 @@ from shards.codec import Codec, load_codec
 from shards.column import CLIPS, Member, Sidecar, keys_digest, shard_name
 from shards.disk import StoreError, open_inside, read_exactly
 from shards.manifest import MAKE, Column, Manifest
+from shards.special import choose_special, rows_of
 from shards.statistics import load_statistics
 from shards.task import LABEL, Task, are_factors, tasks_of
 from shards.tensorfile import as_bytes, header
 from teachers.layout import TokenLayout
+
+if TYPE_CHECKING:
+    from shards.remote import Mirror
 
 RECORD_LIMIT = 2**20  # bytes of one clip's record
 SPLITS = ("train", "val", "test")
 
 
 class FeatureStore:
-    """Features of clips on disk; opening it reads indices only, not features.
+    """Features of clips on disk, or behind a URL; opening it reads indices only, not features.
 
+    path: a folder, or a URL that fsspec knows: shards are then fetched when they are first read, into a folder on this
+    machine. A shards.remote.Mirror says which folder, how large it grows, and with which credentials.
     columns: names to open; None opens every complete one. Clips that any of them lacks by declaration are left out
     and stand in `refused` or `uncovered`. special: column -> names of the tokens beside the grid to read; a column that
     is not named there gives all it has, a pooled one its pooled token in any case.
@@ -49,14 +54,19 @@ class FeatureStore:
 
     def __init__(
         self,
-        path: str | os.PathLike[str],
+        path: str | os.PathLike[str] | Mirror,
         columns: Sequence[str] | None = None,
         *,
         special: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
-        self.path = Path(path)
+        self.mirror = mirror_of(path)
+        self.path = self.mirror.root if self.mirror else Path(path)  # type: ignore[arg-type]
+        if self.mirror:
+            self.mirror.fetch_manifest()
         self.manifest = Manifest.read(self.path)
         self.columns = self._choose(columns)
+        if self.mirror:
+            self.mirror.fetch_indices(self.columns, self.manifest.partition.shards)
         self._layouts = {name: choose_special(column, special or {}) for name, column in self.columns.items()}
         self._rows = {name: rows_of(column.layout, self._layouts[name]) for name, column in self.columns.items()}
         self.labels: list[str] = self.manifest.labels
@@ -139,7 +149,7 @@ class FeatureStore:
         places = self._places[column]
         shard, offset = int(places.shard[index]), int(places.offset[index])
         buffers = [memoryview(bytearray(len(self._headers[column]))), *(as_bytes(t) for t in tensors.values())]
-        descriptor = open_inside(self.path, column, f"{shard_name(shard)}.tar")
+        descriptor = self._open(column, shard)
         try:
             whole = read_exactly(descriptor, buffers, offset)
         finally:
@@ -148,12 +158,23 @@ class FeatureStore:
         for buffer in buffers:
             digest.update(buffer)
         if not whole or digest.intdigest() != int(places.xxh3[index]):
+            if self.mirror and self.mirror.forget(column, shard):
+                return self.read(index, column, out=out)
             fault = "its checksum differs from the index" if whole else "the file ends before it"
             raise StoreError(
                 f'{column}/{shard_name(shard)}.tar, clip "{self.keys[index]}" is damaged: {fault}; delete '
                 f"{column}/{shard_name(shard)}.json and re-run precompute"
             )
         return tensors
+
+    def shard_of(self, index: int) -> int:
+        """The shard that a clip stands in, the same in every column."""
+        return int(next(iter(self._places.values())).shard[index])
+
+    def _open(self, column: str, shard: int) -> int:
+        """A descriptor of a shard, fetched first where that has to be."""
+        name = f"{shard_name(shard)}.tar"
+        return self.mirror.open_tar(column, shard) if self.mirror else open_inside(self.path, column, name)
 
     def _choose(self, names: Sequence[str] | None) -> dict[str, Column]:
         there = self.manifest.columns
@@ -179,7 +200,9 @@ class FeatureStore:
             sidecar = Sidecar.read(self.path, column, shard, spec=spec)
         except FileNotFoundError:
             raise StoreError(f"{self.path}: {column}/{shard_name(shard)}.json is missing; {MAKE}") from None
-        if not sidecar.has_tar(self.path):
+        if self.mirror and column != CLIPS:
+            self.mirror.know(sidecar)
+        elif not sidecar.has_tar(self.path):
             raise StoreError(
                 f"{self.path}: {column}/{shard_name(shard)}.tar is missing or not {sidecar.bytes} bytes long; delete "
                 f"{column}/{shard_name(shard)}.json and re-run precompute"
@@ -231,6 +254,15 @@ class FeatureStore:
             os.close(descriptor)
 
 
+def mirror_of(path: str | os.PathLike[str] | Mirror) -> Mirror | None:
+    """What stands for a store behind a URL; None for a folder."""
+    if isinstance(path, (str, os.PathLike)) and "://" not in os.fspath(path):
+        return None
+    from shards.remote import Mirror  # fsspec, which a local store does not need
+
+    return path if isinstance(path, Mirror) else Mirror(os.fspath(path))
+
+
 def parse_record(data: bytes | bytearray, key: str) -> dict[str, Any]:
     """What a store says of a clip. Raises ValueError where that is no record, or one of another clip."""
     try:
@@ -242,27 +274,6 @@ def parse_record(data: bytes | bytearray, key: str) -> dict[str, Any]:
     if not sound or record.get("key") != key or not are_factors(record.get("factors", {})):
         raise ValueError(f"its record is {str(record)[:200]}")
     return record
-
-
-def choose_special(column: Column, special: Mapping[str, Sequence[str]]) -> TokenLayout:
-    """The column's layout with some of its special tokens."""
-    layout, names = column.layout, special.get(column.name)
-    if names is None or (layout.pooled and not names):
-        return layout
-    if lacking := [name for name in names if name not in layout.special]:
-        raise StoreError(
-            f"column {column.name!r} has no token {lacking[0]!r} beside its grid, but {list(layout.special)}; set "
-            f"targets.{column.name}.special to some of these, or make a store with that token"
-        )
-    return replace(layout, special=tuple(name for name in layout.special if name in names))
-
-
-def rows_of(stored: TokenLayout, chosen: TokenLayout) -> slice | list[int]:
-    """Where the chosen tokens stand among the stored ones: a slice where possible, which copies nothing."""
-    if chosen.special == stored.special[: len(chosen.special)]:
-        return slice(0, chosen.num_tokens)
-    first = stored.num_grid_tokens
-    return [*range(first), *(first + stored.special.index(name) for name in chosen.special)]
 
 
 class _Places:
