@@ -30,7 +30,7 @@ from shards.disk import remove_temporaries
 from shards.group import Clip, Computer, Group, Render, Rendered, Source, Views
 from shards.manifest import Manifest
 from shards.plan import Plan, Work, check_refused, make_plan, required_bytes
-from shards.prefetch import prefetch
+from shards.prefetch import Behind, prefetch
 from shards.statistics import are_current, compute_statistics, save_statistics
 from shards.store import FeatureStore
 from shards.writer import ShardWriter
@@ -237,11 +237,13 @@ class _Pass:
                 name: stack.enter_context(ShardWriter(self.plan.root, column=name, shard=work.shard, spec=spec))
                 for name, spec in specs.items()
             }
-            for start, keys in work.groups(self.batch):
-                group = self.kept.pop((work.shard, start), None) or self.computer.compute(keys, known, names, rendered)
-                self.append(group, writers)
-                refused |= group.refused
-                bar.update(len(keys))
+            with Behind() as behind:  # encodes and writes a group while the next is computed
+                for start, keys in work.groups(self.batch):
+                    kept = self.kept.pop((work.shard, start), None)
+                    group = kept or self.computer.compute(keys, known, names, rendered)
+                    behind.do(partial(self.append, group, writers))
+                    refused |= group.refused
+                    bar.update(len(keys))
             for name, writer in writers.items():
                 for key, reason in refused.items():
                     writer.refuse(key, reason)

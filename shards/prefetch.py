@@ -40,6 +40,36 @@ def prefetch(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
+class Behind:
+    """One thread that works behind its producer, in order: a task waits while the next is made, and no more than one.
+
+    A context. Left without an error it has done everything; an exception of a task is raised at the next call, or then.
+    """
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="behind")
+        self._last: Future[None] | None = None
+
+    def do(self, work: Callable[[], None]) -> None:
+        """Starts `work` once the one before is done."""
+        self.wait()
+        self._last = self._pool.submit(work)
+
+    def wait(self) -> None:
+        """Returns when everything is done."""
+        if self._last is not None:
+            last, self._last = self._last, None
+            last.result()
+
+    def __enter__(self) -> Behind:
+        return self
+
+    def __exit__(self, kind: object, *error: object) -> None:
+        self._pool.shutdown(wait=True)
+        if kind is None:
+            self.wait()
+
+
 class Memory:
     """CPU tensors whose memory is used again once nobody refers to it.
 

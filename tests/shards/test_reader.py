@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from shards.disk import StoreError
-from shards.prefetch import Memory, prefetch
+from shards.prefetch import Behind, Memory, prefetch
 from shards.reader import BatchReader, SampleOrder, sample_indices, scan
 from shards.store import FeatureStore
 
@@ -144,6 +144,31 @@ def test_prefetch_is_ordered_bounded_and_lazy() -> None:
     assert list(prefetch([3, 1], str, threads=2, ahead=1)) == ["3", "1"] and list(prefetch([], str)) == []
     with pytest.raises(ZeroDivisionError):
         list(prefetch([1, 0], lambda number: 1 / number))
+
+
+def test_behind_is_ordered_bounded_and_tells_errors() -> None:
+    done: list[int] = []
+    gate = threading.Event()
+
+    def slow(number: int) -> None:
+        gate.wait(5)
+        done.append(number)
+
+    with Behind() as behind:
+        behind.do(lambda: slow(0))
+        assert done == []  # the producer goes on
+        waiting = threading.Thread(target=lambda: behind.do(lambda: slow(1)))
+        waiting.start()
+        waiting.join(0.2)
+        assert waiting.is_alive()  # but no further than one task
+        gate.set()
+        waiting.join()
+    assert done == [0, 1]
+    with pytest.raises(ZeroDivisionError), Behind() as behind:
+        behind.do(lambda: print(1 / 0))
+    with pytest.raises(KeyError), Behind() as behind:
+        raise KeyError
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("behind")]
 
 
 @pytest.mark.gpu
