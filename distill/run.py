@@ -31,11 +31,13 @@ from recipes.compose import load_recipe, to_yaml
 from recipes.contest import contestants, keyed_converters, run_base
 from recipes.schema import Recipe
 from shards.column import STUDENT
-from shards.features import Features, notices, plan_features
+from shards.features import Features, features_for
 from shards.launcher import follow_launcher
+from shards.notices import notices
 from shards.ranks import Ranks, is_first
 from shards.reader import BatchReader
 from shards.store import FeatureStore
+from shards.stored import Stored
 from teachers import list_backbones
 
 log = logging.getLogger(__name__)
@@ -72,7 +74,7 @@ def distill(recipe: Recipe, ranks: Ranks) -> dict[str, dict[str, Any]]:
     say(f"{recipe.recipe}: {ranks.world} rank(s) on {ranks.device}, {torch.get_num_threads()} threads each")
     folders, recipes = open_folders(recipe, ranks), contestants(recipe)
 
-    features = plan_features(recipe, ranks, say=say)
+    features = features_for(recipe, ranks, say=say)
     converters = build_converters(recipes, features)  # before the work, so that a wrong option costs nothing
     store = features.extract()
     check_splits(store)
@@ -112,7 +114,7 @@ def open_folders(recipe: Recipe, ranks: Ranks) -> dict[str, RunFolder]:
     return {name: RunFolder.open(path, part=part, resume=resume, ranks=ranks) for name, part in parts.items()}
 
 
-def build_converters(recipes: Mapping[str, Recipe], features: Features) -> dict[str, Converter]:
+def build_converters(recipes: Mapping[str, Recipe], features: Features | Stored) -> dict[str, Converter]:
     """The contestants' converters, not yet fitted, on this rank's device."""
     layouts, found = features.layouts, {}
     for name, recipe in recipes.items():
@@ -272,7 +274,7 @@ def unknown_names(recipe: Recipe) -> list[str]:
             families = ", ".join(list_converters())
             problems.append(f"{key}.family: {converter.family!r} is no family; there are {families}")
     for key, spec in {"student": recipe.student, **{f"targets.{n}": t for n, t in recipe.targets.items()}}.items():
-        if spec.backbone not in list_backbones():
+        if recipe.data.source != "store" and spec.backbone not in list_backbones():
             backbones = ", ".join(list_backbones())
             problems.append(f"{key}.backbone: {spec.backbone!r} is no backbone; there are {backbones}")
     return problems

@@ -20,13 +20,14 @@ from recipes.keys import NAMED, hint, paths, whole_entries
 from recipes.schema import Data, Floor, Recipe
 
 WEIGHTS = ("standin", "pretrained", "miniature")  # anything else is a folder
-NEEDS = {"demo": (), "world": (), "folder": ("root",), "csv": ("csv",), "webdataset": ("tars",)}
+NEEDS = {"demo": (), "world": (), "folder": ("root",), "csv": ("csv",), "webdataset": ("tars",), "store": ()}
 READS = {
     "demo": (),
     "world": ("split", "difficulty"),
     "folder": ("root",),
     "csv": ("csv", "root"),
     "webdataset": ("tars",),
+    "store": (),
 }
 COLUMN = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}")  # as converters.converter.NAME
 TAKEN = ("clips", "student")  # folders of a feature store
@@ -161,6 +162,8 @@ def _check_data(recipe: Recipe) -> Iterator[str]:
             yield f"data.csv={value}: no such file"
         elif key == "tars" and not re.search(r"[*?\[{]|::|://", value) and not Path(value).is_file():
             yield f"data.tars={value}: no such file"
+    if data.source == "store" and recipe.store.path is None:
+        yield "store.path: required with data=store; give store.path=..."
     if data.group is not None:
         try:
             if re.compile(data.group).groups < 1:

@@ -100,7 +100,7 @@ def describe(recipe: Recipe) -> str:
     data, train = recipe.data, recipe.train
     families = ", ".join(f"{spec.family} (skip {spec.skip})" for spec in keyed_converters(recipe).values())
     rendered = dict.fromkeys(("demo", "world"), f"{data.clips} rendered clips")
-    source = rendered | {"folder": data.root, "csv": data.csv, "webdataset": data.tars}
+    source = rendered | {"folder": data.root, "csv": data.csv, "webdataset": data.tars, "store": recipe.store.path}
     return "\n".join(
         [
             f"{recipe.recipe}: {recipe.student.backbone} -> {', '.join(recipe.targets)} by {families},"

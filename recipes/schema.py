@@ -35,7 +35,7 @@ class Run:
 class Data:
     """Which clips. `source` says which of the entries below count."""
 
-    source: Literal["demo", "world", "folder", "csv", "webdataset"]
+    source: Literal["demo", "world", "folder", "csv", "webdataset", "store"]
     root: Text | None = None  # folder: DIR/<class>/video; csv: what relative paths are relative to
     csv: Text | None = None  # path,label[,split,group,start,end,factor.NAME]
     tars: Text | None = None  # WebDataset tars of video files: a path, a glob or a brace pattern

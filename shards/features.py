@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -23,11 +23,13 @@ from shards.decode import Refusal
 from shards.extension import after_those_of, choose_part
 from shards.extraction import Views, extract
 from shards.manifest import MANIFEST, Manifest, digest
+from shards.notices import notices, split_lines
 from shards.plan import check_place
 from shards.provenance import remember
 from shards.ranks import Ranks
-from shards.split import FEWEST, SPLITS
+from shards.split import FEWEST
 from shards.store import FeatureStore
+from shards.stored import Stored
 from shards.videos import Clip, Found, find_clips
 from shards.view import render_views, view_digest
 from teachers import create_backbone
@@ -35,7 +37,6 @@ from teachers.backbone import Backbone
 from teachers.layout import TokenLayout
 
 RENDERED = Path("features")  # demo/ and world/ stand there
-FEW_GROUPS = 8  # of test clips, below which a number is an anecdote
 log = logging.getLogger(__name__)
 
 
@@ -172,6 +173,14 @@ class Features:
             self.say(f"features: {names} on {where} into {self.path}")
 
 
+def features_for(recipe: Recipe, ranks: Ranks, *, say: Callable[[str], None] = print) -> Features | Stored:
+    """What a recipe trains on: features that are made from videos, or with data=store those of a store as it is."""
+    if recipe.data.source != "store":
+        return plan_features(recipe, ranks, say=say)
+    special = {name: spec.special for name, spec in recipe.targets.items()}
+    return Stored(Path(recipe.store.path or ""), special, recipe.evaluate.floors, ranks, say)
+
+
 def plan_features(recipe: Recipe, ranks: Ranks, *, say: Callable[[str], None] = print) -> Features:
     """Finds the clips and the place of the store; runs no backbone.
 
@@ -209,21 +218,6 @@ def plan_features(recipe: Recipe, ranks: Ranks, *, say: Callable[[str], None] = 
             f"{recipe.train.accumulation}"
         )
     return Features(recipe, ranks, found, path, view, columns, say)
-
-
-def split_lines(clips: Sequence[Clip]) -> list[str]:
-    """What stands on which side, and a warning where that is too little to measure anything."""
-    labels = len({clip.label for clip in clips} - {None})
-    counts = {split: sum(clip.split == split for clip in clips) for split in SPLITS}
-    groups = {split: len({clip.group for clip in clips if clip.split == split}) for split in SPLITS}
-    sides = ", ".join(f"{split} {counts[split]}" for split in SPLITS)
-    lines = [f"{len(clips)} clips in {sum(groups.values())} groups, {labels} labels; {sides}"]
-    if groups["test"] < FEW_GROUPS:
-        lines.append(
-            f"test holds {groups['test']} group(s): too few to measure anything, and intervals mean nothing below "
-            f"{FEW_GROUPS}; give more videos, or choose the test clips in a CSV (data=csv)"
-        )
-    return lines
 
 
 def find_recipe_clips(recipe: Recipe) -> Found:
@@ -280,21 +274,3 @@ def pixels_under(teacher: Backbone, student: Backbone) -> Backbone:
     frames = max(model.frames // grid[0], 1) * grid[0]
     cells = next(n for n in (4, 2, 1) if all(model.pixels % (side * n) == 0 for side in grid[1:]))
     return create_backbone("pixels", options={"grid": grid, "frames": frames, "pixels": model.pixels, "cells": cells})
-
-
-def notices(store: FeatureStore, *, most: int = 10) -> list[str]:
-    """What a run must say about its clips: which it does not have, and which were odd but could be read."""
-    lines: list[str] = []
-    if store.refused:
-        lines.append(f"data: {len(store.refused)} of {len(store.refused) + len(store)} clips were refused:")
-        lines += [f"  {key}: {reason}" for key, reason in sorted(store.refused.items())[:most]]
-    if len(store.refused) > most:
-        lines.append(f"  and {len(store.refused) - most} more; the store's clips/*.json names them all")
-    if store.uncovered:
-        lines.append(f"data: {len(store.uncovered)} clips are left out, which not every column covers")
-    odd = [f"  {clip['source']}: {'; '.join(clip['notes'])}" for clip in store.clips if clip.get("notes")]
-    if odd:
-        lines += [f"data: {len(odd)} clips were read with a remark:", *odd[:most]]
-    if len(odd) > most:
-        lines.append(f"  and {len(odd) - most} more; the records in the store's clips/*.tar hold them all")
-    return lines

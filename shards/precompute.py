@@ -31,6 +31,8 @@ def main(argv: list[str]) -> int:
     try:
         follow_launcher()
         ranks = Ranks.join()
+        if recipe.data.source == "store":
+            raise ValueError("data=store has no videos to make features from; choose another data, or train with it")
         features = plan_features(recipe, ranks)
         store = features.extract()
         if ranks.main:

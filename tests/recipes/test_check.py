@@ -72,8 +72,8 @@ WRONG = [
     ("data.difficulty=1.5", "data.difficulty: must be at most 1, got 1.5"),
     (
         "data.source=foldr",
-        "data.source: must be one of 'demo', 'world', 'folder', 'csv' or 'webdataset', got \"foldr\"; did you mean "
-        "folder?",
+        "data.source: must be one of 'demo', 'world', 'folder', 'csv', 'webdataset' or 'store', got \"foldr\"; did you "
+        "mean folder?",
     ),
     ("store.codec=in8", "did you mean int8?"),
     ("evaluate.floors=[rdge]", "evaluate.floors.0: must be one of"),
@@ -95,7 +95,7 @@ WRONG = [
     ("engine.zero=3", "engine.zero: must be one of 0 or 1, got 3"),
     (
         "data=foldr",
-        "data=foldr: unknown option 'foldr'; did you mean folder? valid: csv, demo, folder, webdataset, world",
+        "data=foldr: unknown option 'foldr'; did you mean folder? valid: csv, demo, folder, store, webdataset, world",
     ),
     ("engine=[zero0,zero1]", "engine=[zero0,zero1]: choose one of zero0, zero1"),
     ("targets=[]", "targets=[]: unknown option ''"),

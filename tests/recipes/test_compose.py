@@ -20,7 +20,7 @@ from recipes.schema import Recipe
 
 RECIPES = sorted(find_recipes())
 OPTIONS = [(group, option) for group, options in find_groups().items() for option in options]
-NEEDED = {"folder": "data.root", "csv": "data.csv", "webdataset": "data.tars"}
+NEEDED = {"folder": "data.root", "csv": "data.csv", "webdataset": "data.tars", "store": "store.path"}
 
 
 @pytest.fixture(autouse=True)

@@ -15,6 +15,7 @@ from shards.column import Sidecar, keys_digest
 from shards.damage import damage_of, effect_on
 from shards.features import plan_features
 from shards.provenance import RECIPE as BESIDE
+from shards.provenance import recall, remember
 from shards.ranks import Ranks
 from shards.store import FeatureStore
 from teachers.layout import TokenLayout
@@ -170,6 +171,16 @@ def test_the_effect_on_alignment(tmp_path: Path, tiny) -> None:
     stored, again = effect_on(store, Shifted(layout), student="student")["videomae"]
     assert stored == 1 and 1e-5 < 1 - again < 1e-4
     assert 1 - again == pytest.approx(damage_of(store, "student").relative ** 2, rel=0.5)
+
+
+def test_targets_of_several_recipes_are_remembered(tmp_path: Path) -> None:
+    first = load_recipe(RECIPE)
+    remember(tmp_path, first)
+    remember(tmp_path, load_recipe([*RECIPE, "targets=[vivit]"][:3] + ["targets=[vivit]", "train.batch=1"]))
+    told = recall(tmp_path)
+    assert told is not None and set(told["targets"]) == {"videomae", "vivit"} and "run" not in told
+    (tmp_path / BESIDE).write_text("[" * 100_000)
+    assert recall(tmp_path) is None
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
+import shutil
 import socket
 import subprocess
 import sys
@@ -135,6 +136,10 @@ def test_a_store_that_changes(store: FeatureStore, server, tmp_path: Path, tiny)
     tiny.extract(store.path, clips=tiny.clips(13), extend=True)
     same(FeatureStore(mirror()), FeatureStore(store.path))
     assert handler.asked["/store/student/00000.tar"] == 1 and handler.asked["/store/student/00002.tar"] == 2
+    shutil.rmtree(store.path)
+    columns = {"student": tiny.backbone(5), "videomae": tiny.backbone(6)}  # other tokens, as many bytes
+    tiny.extract(store.path, clips=tiny.clips(13), columns=columns)
+    same(FeatureStore(mirror()), FeatureStore(store.path))
 
 
 def test_a_damaged_cache_is_fetched_again(store: FeatureStore, server, tmp_path: Path) -> None:
@@ -155,7 +160,9 @@ def test_the_cache_is_bounded(store: FeatureStore, server, tmp_path: Path) -> No
     there = FeatureStore(Mirror(f"{url}/store", cache=tmp_path / "cache", limit=2 * size))
     same(there, store)
     tars = [path for path in there.path.glob("*/*.tar") if path.parent.name != "clips"]
-    assert sum(path.stat().st_size for path in tars) <= 2 * size and tars
+    assert sum(path.stat().st_size for path in tars) <= 2 * size and len(tars) == 2
+    same(FeatureStore(Mirror(f"{url}/store", cache=tmp_path / "cache", limit=1)), store)
+    assert len([path for path in there.path.glob("*/*.tar") if path.parent.name != "clips"]) == 1
 
 
 def test_training_goes_by_windows(store: FeatureStore, server, tmp_path: Path) -> None:
