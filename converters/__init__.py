@@ -62,19 +62,13 @@ def create_converter(
 
     skip: "linear" or "none" (the family alone; "constant" never has one, "linear" is nothing else). normaliser: which
     mean is taken out of the tokens. options: the family's own. rank: of all that is answered, at most (see
-    converters.bottleneck); "full" factorises without a limit. mask_token: can be told that tokens are hidden. seed: the same seed gives the same bits; the global
-    generator is neither read nor moved. Raises ValueError naming what is wrong and what is valid.
+    converters.bottleneck); "full" factorises without a limit. mask_token: can be told that tokens are hidden.
+    seed: the same seed gives the same bits; the global generator is neither read nor moved. Raises ValueError naming
+    what is wrong and what is valid.
     """
     factory = _factory(name)
     check_geometry(student, targets)
-    if skip not in SKIPS:
-        raise ValueError(f"skip is {skip!r}; valid: {', '.join(SKIPS)}")
-    if normaliser not in MODES:
-        raise ValueError(f"normaliser is {normaliser!r}; valid: {', '.join(MODES)}")
-    if name == "linear" and skip == "none":
-        raise ValueError("skip is 'none', but the family 'linear' is its skip; use the family 'constant' for neither")
-    if rank is not None and name == "constant":
-        raise ValueError(f"rank is {rank!r}, but the family 'constant' has no map to limit; leave it out")
+    _check_settings(name, skip, normaliser, rank)
     check_rank(rank, targets)
     options = dict(options or {})
     _check_options(name, factory, options)
@@ -116,6 +110,17 @@ def _factory(name: str) -> Callable[..., nn.Module] | None:
         return None
     module, function = FAMILIES[name].split(":")
     return getattr(importlib.import_module(module), function)
+
+
+def _check_settings(name: str, skip: str, normaliser: str, rank: Rank | None) -> None:
+    if skip not in SKIPS:
+        raise ValueError(f"skip is {skip!r}; valid: {', '.join(SKIPS)}")
+    if normaliser not in MODES:
+        raise ValueError(f"normaliser is {normaliser!r}; valid: {', '.join(MODES)}")
+    if name == "constant" and rank is not None:
+        raise ValueError(f"rank is {rank!r}, but the family 'constant' has no map to limit; leave it out")
+    if name == "linear" and skip == "none":
+        raise ValueError("skip is 'none', but the family 'linear' is its skip; use the family 'constant' for neither")
 
 
 def _check_options(name: str, factory: Callable[..., nn.Module] | None, options: dict[str, Any]) -> None:

@@ -59,9 +59,7 @@ def narrowed(targets: Mapping[str, TokenLayout], rank: Rank | None) -> dict[str,
 
 
 @torch.no_grad()
-def reduced_rank(
-    weights: Mapping[str, Tensor], predictable: Tensor, rank: int
-) -> tuple[Tensor, dict[str, Tensor]]:
+def reduced_rank(weights: Mapping[str, Tensor], predictable: Tensor, rank: int) -> tuple[Tensor, dict[str, Tensor]]:
     """Factors U (e k) and V (k n) of the best maps of that rank, all with the same U.
 
     weights: part -> (e n) float64, the unrestricted least squares. predictable: (e e), the covariance of what they

@@ -93,12 +93,12 @@ class Converter(nn.Module):
             parts = [branched[name]] if name in branched else []
             if name in self.skips:
                 parts.append(self.skips[name](x, asked))
-            through = self.bottlenecks[name] if name in self.bottlenecks else None
-            width = self.targets[name].dim if through is None else through.in_features
+            narrow = name in self.bottlenecks
+            width = self.bottlenecks[name].in_features if narrow else self.targets[name].dim
             shape = (x.shape[0], len(asked), width)
             y = sum((part.float() for part in parts), start=x.new_zeros(shape, dtype=torch.float32))
-            if through is not None:
-                y = through(y).float()
+            if narrow:
+                y = self.bottlenecks[name](y).float()
             whole = name not in (positions or {}) and name not in (layouts or {})
             answers[name] = y if standardised else self.target_normalisers[name].restore(y, None if whole else asked)
         return answers

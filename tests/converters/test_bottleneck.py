@@ -97,10 +97,10 @@ def test_the_kept_rank_is_the_best_there_is():
         kept = float((y - x @ (up @ down["grid"]).T).square().sum())
         fitted = x @ ridge.weight.T
         expected = torch.linalg.svdvals(fitted)[rank:].square().sum() + (y - fitted).square().sum()
-        assert kept == pytest.approx(float(expected), rel=1e-3)
+        assert kept == pytest.approx(float(expected), rel=5e-3)
         u, s, v = torch.linalg.svd(ridge.weight, full_matrices=False)
         truncated = float((y - x @ (u[:, :rank] * s[:rank] @ v[:rank]).T).square().sum())
-        assert kept < truncated - 1
+        assert kept < 0.99 * truncated
 
 
 def test_factors_are_balanced_and_whole_and_none_is_dead():
