@@ -1,4 +1,4 @@
-"""Deficiency: the dial, every term and every measure against a closed form, and what a converter's loss makes of them."""
+"""Deficiency: the dial, every term and every measure against a closed form, and what a loss makes of them."""
 
 from __future__ import annotations
 
@@ -112,8 +112,8 @@ def test_a_weight_of_w_takes_half_of_it_from_every_singular_value() -> None:
     """Proximal map of the nuclear norm, by descent on the factors: what the weight's unit means."""
     wanted = torch.diag(torch.tensor([2.0, 1.0, 0.3, 0.1]))
     up, down = (torch.nn.Parameter(wanted.sqrt() + 0.01 * draw(4, 4, seed=seed)) for seed in (1, 2))
-    optimizer = torch.optim.Adam([up, down], lr=0.02)
-    for _ in range(800):
+    optimizer = torch.optim.Adam([up, down], lr=0.03)
+    for _ in range(400):
         optimizer.zero_grad()
         loss = (up @ down - wanted).square().sum() / 4 + 0.4 * nuclear([up, down], width=4)
         loss.backward()
@@ -165,7 +165,7 @@ def test_entropy_of_attention_in_closed_form() -> None:
 
 @pytest.mark.parametrize("family", ["linear", *OPTIONS])
 def test_the_estimate_agrees_with_the_exact_jacobian_within_its_standard_error(family: str) -> None:
-    converter, x = stirred(family).double(), draw(1, *STUDENT.shape).double()
+    converter, x = stirred(family), draw(1, *STUDENT.shape)
     converter.student_normaliser.scale.copy_(draw(12, seed=9).abs() + 0.5)
     scale, positions = converter.student_normaliser.scale, {"tokens": torch.tensor([0, 4, 18])}
 
@@ -175,10 +175,9 @@ def test_the_estimate_agrees_with_the_exact_jacobian_within_its_standard_error(f
     found = jacobian_norm(answer, x, scale=scale, directions=64, generator=generator(3))
     assert set(found) == set(TARGETS)
     for name, (value, error) in found.items():
-        jacobian = torch.autograd.functional.jacobian(
-            lambda u, name=name: answer(x + scale * u)[name], torch.zeros_like(x)
-        )
-        exact = float(jacobian.square().sum())
+        here = torch.zeros_like(x, requires_grad=True)
+        rows = [torch.autograd.grad(y, here, retain_graph=True)[0] for y in answer(x + scale * here)[name].flatten()]
+        exact = float(torch.stack(rows).square().sum())
         assert abs(value - exact) < 3.5 * error + 1e-3 * exact and error < 0.2 * exact
     with pytest.raises(ValueError, match="directions is 1"):
         jacobian_norm(answer, x, scale=scale, directions=1, generator=generator(3))
@@ -209,9 +208,9 @@ def test_no_scale_of_the_answer_makes_the_term_less() -> None:
 
     first = term()
     (slope,) = torch.autograd.grad(first, gain)
-    assert abs(float(slope)) < 1e-4 * float(first)
+    assert abs(float(slope)) < 1e-4 * float(first.detach())
     gain.data.fill_(0.1)
-    assert float(term()) == pytest.approx(float(first), rel=1e-3)
+    assert float(term().detach()) == pytest.approx(float(first.detach()), rel=1e-3)
 
 
 def test_variance_of_many_tokens_and_of_one() -> None:
@@ -254,9 +253,8 @@ def test_terms_are_named_weighted_and_reach_the_converter(kind: str, family: str
     objective = built(family, at)
     attends = family in ("perceiver", "tokenlearner", "mamba")  # mamba for its special tokens
     names = {f"{target}/mse" for target in TARGETS}
-    names |= {f"{target}/nuclear" for target in TARGETS if at.nuclear} | (
-        {"entropy"} if at.entropy and attends else set()
-    )
+    names |= {f"{target}/nuclear" for target in TARGETS if at.nuclear}
+    names |= {"entropy"} if at.entropy and attends else set()
     positions = {"tokens": torch.tensor([0, 2, 5, 7, 11, 18])}
     late = objective(batch(), positions, 72)
     assert set(late) == {"loss", *names, *(f"{target}/jacobian" for target in TARGETS if at.jacobian)}

@@ -96,7 +96,7 @@ def test_a_rank_above_the_width_dies_before_extraction(
     rest = [word for word in tiny if not word.startswith("store.path")]
     store = f"store.path={tmp_path / 'store'}"
     assert run.main([*rest, store, "deficiency=low_rank", "deficiency.rank=99"]) == 1
-    assert "rank is 99, but target 'videomae' has 12 channels" in capsys.readouterr().err
+    assert "rank is 99, but target 'videomae' has 24 channels" in capsys.readouterr().err
     assert not (tmp_path / "store").exists()
 
 
