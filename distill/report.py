@@ -87,7 +87,7 @@ def deficiency_lines(summaries: Mapping[str, Summary]) -> list[str]:
     """What every contestant was deprived of and what that left; none where nobody was."""
     rows = []
     for name, summary in summaries.items():
-        found = summary.get("deficiency")
+        found = summary["deficiency"]
         for target, left in found["targets"].items() if found else ():
             recovery, ranks, mask = left["rank_recovery"], left["effective_rank"], left.get("mask")
             cells = [f"{recovery['k']} of {recovery['of']}"]

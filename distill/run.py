@@ -245,7 +245,7 @@ def build_engine(recipe: Recipe, objective: Objective, precision: str, ranks: Ra
         lr=setting.lr,
         min_lr=setting.min_lr,
         warmup=setting.warmup,
-        slow={"skips": setting.skip_lr},
+        slow={"skips": setting.skip_lr, "bottlenecks": setting.skip_lr},  # both start at the ridge
         weight_decay=setting.weight_decay,
         betas=(setting.betas[0], setting.betas[1]),
         clip_norm=setting.clip_norm,

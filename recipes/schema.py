@@ -124,7 +124,7 @@ class Train:
     batch: Count = 8  # clips per optimizer step, over all ranks and accumulation steps
     accumulation: Count = 1  # micro-batches per optimizer step
     lr: Positive = 1e-3
-    skip_lr: Share = 0.1  # the skip's rate, as a share of lr
+    skip_lr: Share = 0.1  # the rate of what starts at the ridge, as a share of lr: the skip, a bottleneck
     min_lr: NotNegative = 1e-6
     warmup: Share = 0.05  # share of the steps
     weight_decay: NotNegative = 0.02

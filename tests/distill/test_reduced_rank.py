@@ -23,14 +23,18 @@ def r2(converted: torch.Tensor, teacher: torch.Tensor) -> float:
     return float(1 - (converted - teacher).square().sum() / teacher.square().sum())
 
 
+def best(oracle: FieldOracle, student: torch.Tensor, rank: int) -> torch.Tensor:
+    """The best conversion, of which the leading components of these very clips are kept."""
+    answers = oracle.bayes(student)
+    kept = torch.linalg.eigh(answers.flatten(0, 1).T @ answers.flatten(0, 1)).eigenvectors.flip(1)[:, :rank]
+    return answers @ kept @ kept.T
+
+
 def test_the_curve_is_that_of_samples(oracle: FieldOracle) -> None:
     noisy = FieldOracle(noise=1.0, decay=1.5)
     student, teacher = noisy.sample(300, torch.Generator().manual_seed(1))
-    best = noisy.bayes(student)
-    vectors = torch.linalg.eigh(best.flatten(0, 1).T @ best.flatten(0, 1)).eigenvectors.flip(1)
     for rank in RANKS:
-        kept = vectors[:, :rank]
-        assert r2(best @ kept @ kept.T, teacher) == pytest.approx(noisy.bayes_r2(rank), abs=0.01)
+        assert r2(best(noisy, student, rank), teacher) == pytest.approx(noisy.bayes_r2(rank), abs=0.01)
     assert noisy.bayes_r2(16) == pytest.approx(noisy.bayes_r2())
     assert noisy.bayes_r2(1) < 0.6 * noisy.bayes_r2() and oracle.bayes_r2(4) < 0.9
 
@@ -53,4 +57,6 @@ def test_hard_rank_matches_eckart_young(oracle: FieldOracle) -> None:
         converter.skips["field"].set_({"grid": parts["grid"].float()})
         with torch.inference_mode():
             found = r2(converter(student)["field"], teacher)
-        assert found == pytest.approx(oracle.bayes_r2(rank), rel=0.02), rank
+        # on the same clips; the curve itself is 3% off on so few, where one smooth field is all that is kept
+        assert found == pytest.approx(r2(best(oracle, student, rank), teacher), rel=0.02), rank
+        assert found == pytest.approx(oracle.bayes_r2(rank), rel=0.03), rank
