@@ -178,5 +178,6 @@ def model_card(summary: dict[str, Any], store: FeatureStore) -> dict[str, Any]:
             "clips": summary["clips"],
             "floors": summary["floors"],
             "gain": summary["gain"],
+            "deficiency": {key: value for key, value in (summary["deficiency"] or {}).items() if key != "targets"},
         },
     }
