@@ -20,6 +20,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from converters.bottleneck import Bottleneck, Rank, check_rank, narrowed
 from converters.converter import Converter, check_geometry
 from converters.linear import LinearSkip
 from converters.normaliser import MODES, Mode
@@ -53,31 +54,43 @@ def create_converter(
     skip: Literal["linear", "none"] = "linear",
     normaliser: Mode = "position",
     options: Mapping[str, Any] | None = None,
+    rank: Rank | None = None,
+    mask_token: bool = False,
     seed: int = 0,
 ) -> Converter:
     """A new converter of family `name`, starting at the targets' mean (at the ridge, once its skips are set).
 
     skip: "linear" or "none" (the family alone; "constant" never has one, "linear" is nothing else). normaliser: which
-    mean is taken out of the tokens. options: the family's own. seed: the same seed gives the same bits; the global
-    generator is neither read nor moved. Raises ValueError naming what is wrong and what is valid.
+    mean is taken out of the tokens. options: the family's own. rank: of all that is answered, at most (see
+    converters.bottleneck); "full" factorises without a limit. mask_token: can be told that tokens are hidden.
+    seed: the same seed gives the same bits; the global generator is neither read nor moved. Raises ValueError naming
+    what is wrong and what is valid.
     """
     factory = _factory(name)
     check_geometry(student, targets)
-    if skip not in SKIPS:
-        raise ValueError(f"skip is {skip!r}; valid: {', '.join(SKIPS)}")
-    if normaliser not in MODES:
-        raise ValueError(f"normaliser is {normaliser!r}; valid: {', '.join(MODES)}")
-    if name == "linear" and skip == "none":
-        raise ValueError("skip is 'none', but the family 'linear' is its skip; use the family 'constant' for neither")
+    _check_settings(name, skip, normaliser, rank)
+    check_rank(rank, targets)
     options = dict(options or {})
     _check_options(name, factory, options)
     has_skip = skip == "linear" and name != "constant"
     with torch.random.fork_rng(devices=[]):
         torch.random.default_generator.manual_seed(seed)  # torch.manual_seed would reseed the GPUs as well
-        branch = factory(student, dict(targets), **options) if factory else None
-        skips = {target: LinearSkip(student, layout) for target, layout in targets.items()} if has_skip else {}
+        inner = narrowed(targets, rank)
+        branch = factory(student, inner, **options) if factory else None
+        skips = {target: LinearSkip(student, layout) for target, layout in inner.items()} if has_skip else {}
+        wide = targets.items() if rank is not None else ()
+        bottlenecks = {target: Bottleneck(inner[target].dim, layout.dim) for target, layout in wide}
     return Converter(
-        student=student, targets=targets, family=name, branch=branch, skips=skips, normaliser=normaliser, seed=seed
+        student=student,
+        targets=targets,
+        family=name,
+        branch=branch,
+        skips=skips,
+        normaliser=normaliser,
+        bottlenecks=bottlenecks,
+        rank=rank,
+        mask_token=mask_token,
+        seed=seed,
     )
 
 
@@ -97,6 +110,17 @@ def _factory(name: str) -> Callable[..., nn.Module] | None:
         return None
     module, function = FAMILIES[name].split(":")
     return getattr(importlib.import_module(module), function)
+
+
+def _check_settings(name: str, skip: str, normaliser: str, rank: Rank | None) -> None:
+    if skip not in SKIPS:
+        raise ValueError(f"skip is {skip!r}; valid: {', '.join(SKIPS)}")
+    if normaliser not in MODES:
+        raise ValueError(f"normaliser is {normaliser!r}; valid: {', '.join(MODES)}")
+    if name == "constant" and rank is not None:
+        raise ValueError(f"rank is {rank!r}, but the family 'constant' has no map to limit; leave it out")
+    if name == "linear" and skip == "none":
+        raise ValueError("skip is 'none', but the family 'linear' is its skip; use the family 'constant' for neither")
 
 
 def _check_options(name: str, factory: Callable[..., nn.Module] | None, options: dict[str, Any]) -> None:

@@ -5,7 +5,8 @@ Axes: b clips, q asking tokens, m tokens of a memory, w width, h heads, c channe
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from converters.precision import without_autocast
 
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
+Watch = Callable[[Tensor, Tensor, Tensor | None], object]
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -41,6 +43,7 @@ class Attention(nn.Module):
     def __init__(self, width: int, heads: int, *, attend: Attend = attend) -> None:
         super().__init__()
         self.heads, self.attend = heads, attend
+        self.watch: Watch | None = None
         self.norm, self.memory_norm = nn.LayerNorm(width), nn.LayerNorm(width)
         self.query, self.keys_values = nn.Linear(width, width), nn.Linear(width, 2 * width)
         self.out = nn.Linear(width, width)
@@ -54,7 +57,22 @@ class Attention(nn.Module):
         q = self.query(self.norm(asking)).expand(b, -1, -1)
         k, v = self.keys_values(self.memory_norm(memory)).chunk(2, dim=-1)
         q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (q, k, v))
+        if self.watch is not None:
+            self.watch(q, k, bias)
         return self.out(self.attend(q, k, v, bias).transpose(1, 2).flatten(2))
+
+
+@contextmanager
+def watched(module: nn.Module, watch: Watch) -> Iterator[None]:
+    """Within it, `watch` is called with queries (b h q c), keys (b h m c) and bias of every attention in `module`."""
+    inside = [part for part in module.modules() if isinstance(part, Attention)]
+    try:
+        for part in inside:
+            part.watch = watch
+        yield
+    finally:
+        for part in inside:
+            part.watch = None
 
 
 class Block(nn.Module):

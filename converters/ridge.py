@@ -20,11 +20,13 @@ PENALTIES = tuple(10.0 ** (power / 2) for power in range(-12, 13))
 @dataclass(frozen=True)
 class Ridge:
     """weight: (e, d) float64. penalty: the chosen one, relative. errors: fold -> squared error by penalty, as a share
-    of the fold's sum of squares."""
+    of the fold's sum of squares. predictable: (e, e) float64, sum over rows of what the weight answers with itself, and
+    with what the penalty takes from it: the metric in which a rank is best kept."""
 
     weight: Tensor
     penalty: float
     errors: dict[int, tuple[float, ...]]
+    predictable: Tensor
 
 
 class NormalEquations:
@@ -127,7 +129,8 @@ class NormalEquations:
             weight = ((vectors * shrink) @ (vectors.T @ self.xy[at].sum(dim=0))).T.contiguous()
             size = self.yy[at].clamp(min=torch.finfo(torch.float64).tiny)
             shares = {fold: tuple((by_fold[at] / size[fold]).tolist()) for fold, by_fold in errors.items()}
-            found[pairing] = Ridge(weight, penalty, shares)
+            predictable = weight @ self.xy[at].sum(dim=0)  # = W (X'X + p I) W'
+            found[pairing] = Ridge(weight, penalty, shares, (predictable + predictable.T) / 2)
         return found
 
 

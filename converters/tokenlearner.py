@@ -95,6 +95,10 @@ class TokenLearner(nn.Module):
         self.mix = nn.ModuleList([Block(width, heads) for _ in range(blocks)])
         self.decoder = Decoder(student, targets, width=width, heads=heads, samples=samples, lookup=0)
 
+    @property
+    def outputs(self) -> nn.ModuleDict:
+        return self.decoder.outputs
+
     def options(self) -> dict[str, Any]:
         return dict(self._options)
 

@@ -169,14 +169,21 @@ class Fields:
 
 @dataclass
 class FieldOracle(Fields):
-    """y(q) = B g(q)."""
+    """y(q) = B g(q). With a decaying power it is the reduced-rank oracle, too."""
 
     def sample(self, clips: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         student, fields = super().sample(clips, generator)
         return student, fields @ self.reading.T
 
-    def bayes_r2(self) -> float:
-        return self.mean_reliability()
+    def bayes_r2(self, rank: int | None = None) -> float:
+        """rank: of the best converter whose answers span so many channels at most: it keeps the leading components of
+        what can be predicted, B diag(mean r) B' (Eckart and Young 1936)."""
+        if rank is None:
+            return self.mean_reliability()
+        mean = self.reliability().mean(dim=1).expand(self.channels)
+        reading = self.reading.double()
+        values = torch.linalg.eigvalsh(reading * mean @ reading.T)
+        return float(values.flip(0)[:rank].sum() / reading.square().sum())
 
     def bayes(self, student_tokens: Tensor) -> Tensor:
         """The best possible conversion itself, (b s d) -> (b q e)."""

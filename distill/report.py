@@ -47,7 +47,7 @@ def comparison(summaries: Mapping[str, Summary]) -> list[str]:
         elif gain := first["gain"].get(target):
             lines.append(f"gain over ridge, paired: {difference(gain)}")
         lines += mark_lines(first["marks"].get(target, {}))
-    return lines + survival_lines(summaries)
+    return lines + deficiency_lines(summaries) + survival_lines(summaries)
 
 
 def target_table(summaries: Mapping[str, Summary], target: str) -> str:
@@ -86,6 +86,23 @@ def standings(summaries: Mapping[str, Summary], target: str) -> list[str]:
     unsure = [rival for rival in leads if rival not in better]
     verdicts = {"is better than": better, "is not told apart from": unsure}
     return [table, *(f"{best} {verdict} {', '.join(rivals)}" for verdict, rivals in verdicts.items() if rivals)]
+
+
+def deficiency_lines(summaries: Mapping[str, Summary]) -> list[str]:
+    """What every contestant was deprived of and what that left; none where nobody was."""
+    rows = []
+    for name, summary in summaries.items():
+        found = summary["deficiency"]
+        for target, left in found["targets"].items() if found else ():
+            recovery, ranks, mask = left["rank_recovery"], left["effective_rank"], left.get("mask")
+            cells = [f"{recovery['k']} of {recovery['of']}"]
+            cells += [f"{number(ranks['converted'], 1)} ({number(ranks['teacher'], 1)})"]
+            cells += [number(left["jacobian"]["value"]), number(mask["on"]) if mask else ""]
+            rows.append([name, target, f"{found['kind']} {found['strength']:g}", *cells])
+    if not rows:
+        return []
+    head = [MAIN, "target", "deficiency", "k*", "eff. rank (teacher)", "|J|^2 / var", "r2c masked"]
+    return ["", "what the deficiency left, on test", "", format_table(head, rows)]
 
 
 def survival_lines(summaries: Mapping[str, Summary]) -> list[str]:
@@ -166,5 +183,6 @@ def model_card(summary: dict[str, Any], store: FeatureStore) -> dict[str, Any]:
             "clips": summary["clips"],
             "floors": summary["floors"],
             "gain": summary["gain"],
+            "deficiency": {key: value for key, value in (summary["deficiency"] or {}).items() if key != "targets"},
         },
     }

@@ -92,6 +92,9 @@ WRONG = [
     ),
     ("converter.options.a=[.inf]", "converter.options.a.0=inf: must be a finite number"),
     ("objective={mse: 0, cosine: 0, gram: 0}", "objective: all of mse, smooth_l1, cosine, gram, moments are 0"),
+    ("deficiency=low", "deficiency=low: unknown option 'low'; valid: combined, jacobian, low_rank, masking, none"),
+    ("deficiency.strength=0.1", "deficiency.kind: required; choose deficiency=low_rank, masking, jacobian, combined"),
+    ("deficiency.kind=rank", "deficiency.kind: must be one of 'low_rank', 'masking', 'jacobian' or 'combined'"),
     ("engine.zero=3", "engine.zero: must be one of 0 or 1, got 3"),
     (
         "data=foldr",
@@ -144,6 +147,33 @@ def test_one_mistake_in_a_contest_one_sentence(word: str, problem: str) -> None:
         load_recipe(["recipe=contest_videomae", word])
     assert len(refusal.value.problems) == 1, refusal.value.problems
     assert problem in refusal.value.problems[0] and len(refusal.value.problems[0]) < 300
+
+
+@pytest.mark.parametrize(
+    ("kind", "word", "problem"),
+    [
+        ("low_rank", "deficiency.strength=-0.1", "deficiency.strength: must be at least 0, got -0.1"),
+        ("low_rank", "deficiency.rank=0", "deficiency.rank: must be at least 1, got 0"),
+        ("masking", "deficiency.ratio=1", "deficiency.ratio: must be below 1, got 1"),
+        ("masking", "deficiency.ratio=1.0", "deficiency.ratio: must be below 1, got 1.0"),
+        ("masking", "deficiency.strength=2", "deficiency.strength=2 and deficiency.ratio=0.5 hide every token"),
+        ("combined", "deficiency.strength=3", "deficiency.strength=3 and deficiency.ratio=0.5 hide every token"),
+        ("masking", "deficiency.rank=4", "deficiency.rank=4 is not read with deficiency.kind=masking; leave it out"),
+        ("jacobian", "deficiency.ratio=0.1", "deficiency.ratio=0.1 is not read with deficiency.kind=jacobian"),
+        ("low_rank", "deficiency.every=4", "deficiency.every=4 is not read with deficiency.kind=low_rank"),
+        ("jacobian", "deficiency.every=0", "deficiency.every: must be at least 1, got 0"),
+        ("jacobian", "deficiency.zero_until=0.5", "deficiency.zero_until=0.5 is after deficiency.full_from=0.4"),
+        ("jacobian", "deficiency.strenth=0.5", "deficiency.strenth: unknown key; did you mean deficiency.strength?"),
+    ],
+)
+def test_one_mistake_in_a_deficiency_one_sentence(kind: str, word: str, problem: str) -> None:
+    (found,) = refuse(f"deficiency={kind}", word).problems
+    assert problem in found
+
+
+def test_a_contestants_own_deficiency_is_checked_where_it_stands() -> None:
+    with pytest.raises(RecipeError, match=r"contest\.mamba\.deficiency\.ratio: must be below 1, got 1"):
+        load_recipe(["recipe=contest_vivit", "contest.mamba.deficiency={kind: masking, ratio: 1}"])
 
 
 def test_a_contest_or_a_converter() -> None:
