@@ -154,7 +154,7 @@ def _check(
     if len(bad := ((labels < -1) | (labels > most)).nonzero()):
         clip = bad[0].tolist()
         raise ValueError(
-            f"clip {clip[0]} has the label {int(labels[*clip])}; the task knows 0..{most}, and -1 for none"
+            f"clip {clip[0]} has the label {int(labels[tuple(clip)])}; the task knows 0..{most}, and -1 for none"
         )
 
 

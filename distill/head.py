@@ -163,7 +163,9 @@ def fit_factors(
 
     The decay is that of the map alpha W_o U' as a whole, so that none of the three evades it.
     """
-    basis, out, gate = (tensor.clone().requires_grad_() for tensor in start)
+    basis, out, gate = (  # L-BFGS wants rows in order, and QR gives columns
+        tensor.clone(memory_format=torch.contiguous_format).requires_grad_() for tensor in start
+    )
 
     def objective() -> Tensor:
         map_ = gate * out @ basis.T
@@ -204,7 +206,7 @@ def _gated(basis: Tensor, map_: Tensor, start: Tensor) -> tuple[Tensor, Tensor, 
 def minimise(parameters: list[Tensor], objective: Callable[[], Tensor]) -> None:
     """L-BFGS with a strong Wolfe search, on all clips at once: no step is drawn, so a seed says everything."""
     optimizer = torch.optim.LBFGS(
-        parameters, max_iter=STEPS, tolerance_grad=1e-6, tolerance_change=1e-9, line_search_fn="strong_wolfe"
+        parameters, max_iter=STEPS, tolerance_grad=1e-6, tolerance_change=1e-7, line_search_fn="strong_wolfe"
     )
 
     def closure() -> Tensor:

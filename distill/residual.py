@@ -63,7 +63,7 @@ def residual(
         equations.add(converted[rows], {"true": student[rows]}, fold=number)
     found = equations.solve()["true"]
     values = torch.zeros_like(student)
-    for split, rows in splits.items():
+    for rows in splits.values():
         values[rows] = student[rows] - converted[rows] @ found.weight.T
     for number in fold.unique().tolist():
         rows = train[fold == number]
