@@ -173,8 +173,8 @@ def run_arm(
 
     Raises ValueError on an arm that is not there, a rank that does not fit the student, and labels too few to learn.
     """
-    arm = _arm(name, bench)
-    if not 1 <= rank <= (width := bench.inputs["student"].shape[1]):
+    arm, width = _arm(name, bench), bench.inputs["student"].shape[1]
+    if not 1 <= rank <= width:
         raise ValueError(f"the residual's rank is {rank}; it must lie in 1..{width}, the width of the student")
     if not 0 <= smoothing < 1:
         raise ValueError(f"label smoothing is {smoothing}; it must lie in 0..1, 1 left out")
@@ -184,14 +184,15 @@ def run_arm(
     if arm.permute_labels:
         labels = permuted(labels, [labelled, bench.splits["val"]], generator=generator)
     known = known_classes(labels, bench.num_classes, labelled, bench.splits["val"])
-    train, val, test = (_examples(arm, bench, labels, known, rows) for rows in (labelled, *_val_test(bench)))
-    basis = _basis(arm, bench, rank, generator)
+    train, val, test = (
+        _examples(arm, bench, labels, known, rows) for rows in (labelled, bench.splits["val"], bench.splits["test"])
+    )
     head = fit_head(
         train,
         val,
         known=known,
         rank=rank if arm.r else 0,
-        basis=basis,
+        basis=_basis(arm, bench, rank, generator),
         loss=Loss(smoothing, class_weights(train.truth, weights)),
         generator=generator,
     )
@@ -203,10 +204,6 @@ def _arm(name: str, bench: Bench) -> Arm:
         why = "its input was not given" if name in ARMS else "there is no such arm"
         raise ValueError(f"arm {name!r}: {why}; there are {', '.join(bench.arms)}")
     return ARMS[name]
-
-
-def _val_test(bench: Bench) -> tuple[Tensor, Tensor]:
-    return bench.splits["val"], bench.splits["test"]
 
 
 def _examples(arm: Arm, bench: Bench, labels: Tensor, known: Tensor, rows: Tensor) -> Examples:
