@@ -11,7 +11,8 @@ teacher                the teacher's own pooled tokens
 
 Controls, which read p and a supervised residual where nothing else is said: shuffled_residual (that of a clip of
 another group), random_residual (q directions drawn by lot), wrong_teacher (p of another teacher, and the residual
-beside that), permuted_labels (of train and val; must fall to chance).
+beside that), permuted_labels (within every split, test too: against its true labels even a map fitted to noise may lie
+well or badly, by more than an interval over clips says; must fall to chance).
 
 Axes: n clips, e width of p, d of the student, q rank, c classes.
 """
@@ -182,7 +183,7 @@ def run_arm(
     labels = bench.labels
     labelled = draw_labelled(labels, bench.splits["train"], per_class, generator=generator)
     if arm.permute_labels:
-        labels = permuted(labels, [labelled, bench.splits["val"]], generator=generator)
+        labels = permuted(labels, [labelled, bench.splits["val"], bench.splits["test"]], generator=generator)
     known = known_classes(labels, bench.num_classes, labelled, bench.splits["val"])
     train, val, test = (
         _examples(arm, bench, labels, known, rows) for rows in (labelled, bench.splits["val"], bench.splits["test"])
@@ -196,7 +197,7 @@ def run_arm(
         loss=Loss(smoothing, class_weights(train.truth, weights)),
         generator=generator,
     )
-    return _score(head, bench, labelled, test, generator)
+    return _score(head, test, labels[labelled], labels[bench.splits["test"]], generator)
 
 
 def _arm(name: str, bench: Bench) -> Arm:
@@ -226,15 +227,20 @@ def _basis(arm: Arm, bench: Bench, rank: int, generator: torch.Generator) -> Ten
     return random_basis(values.shape[1], rank, generator=generator)
 
 
-def _score(head: Head, bench: Bench, labelled: Tensor, test: Examples, generator: torch.Generator) -> Result:
-    logits, truth = head(test.p, test.r), bench.labels[bench.splits["test"]]
+def _score(head: Head, test: Examples, learned: Tensor, truth: Tensor, generator: torch.Generator) -> Result:
+    """learned, truth: labels of the train clips that taught, and of the test clips."""
+    logits = head(test.p, test.r)
     if not bool((truth >= 0).any()):
         raise ValueError(f"none of {len(truth)} test clips has a label; label some, or leave the task out")
     read = reading(head, test.p, test.r, generator=generator)
     numbers = {name: number_or_none(value) for name, value in scores(logits, truth).items()}
-    numbers["chance"] = float(_most_frequent(bench.labels[labelled], truth).nanmean())
-    numbers |= {"gate": float(head.gate), "parameters": head.num_parameters, "labelled": len(labelled), **read}
-    numbers |= {"decay": head.decays[0], "residual_decay": head.decays[1], "clips": int((truth >= 0).sum())}
+    numbers["chance"] = float(_most_frequent(learned, truth).nanmean())
+    numbers |= {"gate": float(head.gate), "parameters": head.num_parameters, "labelled": len(learned), **read}
+    numbers |= {
+        "decay": head.decays[0],
+        "residual_decay": head.decays[1],
+        "clips": int((truth >= 0).view(len(truth), -1).any(1).sum()),
+    }
     return Result(head, numbers, told(logits, truth), alarms(head, read))
 
 
