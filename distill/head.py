@@ -67,6 +67,13 @@ class Head(nn.Module):
     exclude each other. decays: what was chosen for p and for r.
     """
 
+    known: Tensor
+    weight: Tensor
+    bias: Tensor
+    basis: Tensor
+    out: Tensor
+    gate: Tensor
+
     def __init__(
         self,
         *,
@@ -242,7 +249,7 @@ def reading(head: Head, p: Tensor, r: Tensor, *, generator: torch.Generator) -> 
     parts = dict(zip(("converted", "residual"), head.parts(p, r), strict=True))
     competing = {name: x if head.several else x - x.mean(1, keepdim=True) for name, x in parts.items()}
     variance = {name: float(x.var(0, correction=0).sum()) for name, x in competing.items()}
-    whole, order = sum(parts.values()) + head.bias, torch.randperm(len(p), generator=generator)
+    whole, order = parts["converted"] + parts["residual"] + head.bias, torch.randperm(len(p), generator=generator)
     found = {f"share_{name}": value / max(sum(variance.values()), 1e-24) for name, value in variance.items()}
     for name, part in parts.items():
         same = _answers(head, whole) == _answers(head, whole - part + part[order])
