@@ -59,6 +59,14 @@ def test_a_gate_of_zero_learns_beside_a_random_map_and_never_beside_none(example
     assert found[1.0][0] > 0.5 and found[1.0][1] < math.log(6) - 0.2
 
 
+def test_what_is_said_already_is_not_said_twice(examples: dict[str, Examples]) -> None:
+    """A residual that is p itself: the offset leaves it next to nothing to explain."""
+    twice = {split: Examples(seen.p, seen.p, seen.truth) for split, seen in examples.items()}
+    alone, both = (fit(twice, decays=(0.01,), rank=rank) for rank in (0, RANK))
+    assert 0 <= loss_of(alone, twice["train"]) - loss_of(both, twice["train"]) < 0.05
+    assert float(both.gate) < 0.7 * float(both.weight.norm())
+
+
 @pytest.mark.parametrize("decay", [DECAYS[0], DECAYS[2], DECAYS[-1]])
 def test_the_residual_never_makes_the_train_loss_worse(decay: float, examples: dict[str, Examples]) -> None:
     alone = fit(examples, decays=(decay,))
