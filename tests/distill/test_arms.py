@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from distill.arms import ARMS, Bench, run_arm, run_arms, set_bench
+from distill.arms import ARMS, Bench, _examples, run_arm, run_arms, set_bench
 from distill.head_oracles import LinearOracle
 from distill.labelled import class_weights, draw_labelled, known_classes
 from distill.metrics import group_weights
@@ -188,3 +188,9 @@ def test_a_class_that_train_never_had_is_not_told(given: dict[str, Any]) -> None
     result = run_arm("student", set_bench(**{**given, "labels": labels, "wrong": None}), rank=1)
     lacking = labels[640:] == 5
     assert int(lacking.sum()) > 20 and (result.hits[lacking] == 0).all() and result.hits[~lacking].mean() > 0.6
+
+
+def test_truth_is_in_the_classes_that_train_has(bench: Bench) -> None:
+    labels, known = bench.labels.clone(), torch.tensor([True, False, True, True, False, False])
+    labels[:5] = torch.tensor([-1, 0, 1, 2, 3])
+    assert _examples(ARMS["converted"], bench, labels, known, torch.arange(5)).truth.tolist() == [-1, 0, -1, 1, 2]
