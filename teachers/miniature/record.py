@@ -44,6 +44,11 @@ class Record:
             names = ", ".join(field.name for field in fields(cls))
             raise ValueError(f"{path} is no record of a miniature's training ({error}); one has {names}") from error
 
+    def describe(self) -> str:
+        """How much training it was, with what went before it."""
+        before = f", after {Record(**self.start).describe()}" if self.start else ""
+        return f"{self.steps} steps of {self.batch} clips, seed {self.seed}, world {self.world}{before}"
+
 
 def write_weights(folder: Path, network: nn.Module, record: dict[str, Any]) -> Record:
     """The weights in fp16, and their record with their hash."""

@@ -234,8 +234,8 @@ def test_every_split_has_its_use(tiny: list[str], monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(run, "BatchReader", spy("train", run.BatchReader))
     assert run.main([*tiny, "train.steps=6"]) == 0
     stages = [(stage, *splits) for stage, splits in read]
-    assert set(stages[:2]) == {("fit", "train")} and stages[2] == ("train", "train")
-    assert stages[3:-1] == [("score", "val")] * 3 and stages[-1] == ("score", "test")
+    assert set(stages[:3]) == {("fit", "train")} and stages[3] == ("train", "train")
+    assert stages[4:-1] == [("score", "val")] * 3 and stages[-1] == ("score", "test")
 
 
 @pytest.mark.parametrize("normaliser", ["position", "global"])

@@ -192,6 +192,8 @@ def test_a_training_can_begin_from_earlier_weights(trained: Path, tmp_path: Path
     record = Record.read(tmp_path / name / "config.json")
     assert record.start == Record.read(trained / name / "config.json").__dict__ and record.start["start"] is None
     assert record.command.endswith("--start FOLDER") and str(trained) not in json.dumps(record.__dict__)
+    note = create_backbone(name, weights=str(tmp_path)).origin["note"]
+    assert note == "1 steps of 3 clips, seed 0, world 1, after 1 steps of 3 clips, seed 0, world 1"
     assert main(options) == 1  # a random start is another training
     assert "of another training (start " in capsys.readouterr().err
 
