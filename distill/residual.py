@@ -51,12 +51,9 @@ def residual(
     Raises ValueError where train has a single group.
     """
     train = splits["train"]
-    fold = torch.tensor(assign_folds([groups[place] for place in train.tolist()], folds))
-    if int(fold.max()) < 1:
-        raise ValueError(
-            f"all {len(train)} train clips are of one group, {groups[int(train[0])]!r}: the residual is predicted from "
-            "other groups; give groups of at least two sources"
-        )
+    own = [groups[place] for place in train.tolist()]
+    check_groups(own)
+    fold = torch.tensor(assign_folds(own, folds))
     equations = NormalEquations(converted.shape[1], student.shape[1], folds=folds)
     for number in fold.unique().tolist():
         rows = train[fold == number]
@@ -73,6 +70,15 @@ def residual(
     for split in set(splits) - {"train"}:
         values[splits[split]] /= max(scale, 1e-12)
     return Residual(values, share, scale)
+
+
+def check_groups(train: Sequence[str]) -> None:
+    """Raises ValueError where all train clips are of one group."""
+    if len(set(train)) < 2:
+        raise ValueError(
+            f"all {len(train)} train clips are of one group, {train[0]!r}: the residual is predicted from other "
+            "groups; give groups of at least two sources"
+        )
 
 
 def _without(equations: NormalEquations, fold: int, penalty: float) -> Tensor:
