@@ -69,7 +69,7 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> FeatureStore:
     extract(
         path,
         clips=clips,
-        columns={"student": Planted(STUDENT, (0, 1)), "grid": Planted(GRID, (0, 2)), "pooled": Planted(POOLED, (2,))},
+        columns={"student": Planted(STUDENT, (0, 1)), "dense": Planted(GRID, (0, 2)), "pooled": Planted(POOLED, (2,))},
         render=lambda clip: ({}, {(2, 4): torch.full((2, 3, 4, 4), clip.number, dtype=torch.uint8)}),
         view={"clip_seconds": 2.0},
         refusal=RuntimeError,
@@ -82,7 +82,7 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> FeatureStore:
 
 @pytest.fixture(scope="module")
 def ridge(planted: FeatureStore) -> Converter:
-    found = create_converter("linear", student=STUDENT, targets={"grid": GRID, "pooled": POOLED})
+    found = create_converter("linear", student=STUDENT, targets={"dense": GRID, "pooled": POOLED})
     set_normalisers(found, planted)
     train = planted.indices("train")
     return set_skips(found, solve_ridges(planted, {"student": found}, indices=train, ranks=Ranks(), shuffled=False))
@@ -104,14 +104,14 @@ def test_a_residual_wins_back_what_the_teacher_lacks(planted: FeatureStore, ridg
         "what no converter has a part in, once"
     )
     assert json.loads(json.dumps(found, allow_nan=False)) == found and found["main"] == found["again"]
-    assert list(found["main"]) == ["grid", "pooled"] and list(found["main"]["grid"]) == list(FACTORS)
+    assert list(found["main"]) == ["dense", "pooled"] and list(found["main"]["dense"]) == list(FACTORS)
     both, student, teacher = (
-        {arm: numbers["accuracy"]["value"] for arm, numbers in found["main"]["grid"][task]["all"].items()}
+        {arm: numbers["accuracy"]["value"] for arm, numbers in found["main"]["dense"][task]["all"].items()}
         for task in FACTORS
     )
     assert min(both["converted"], both["student"], both["teacher"]) > 0.9
     assert student["converted"] < 0.7 < 0.9 < min(student["converted_supervised"], student["student"])
-    assert found["main"]["grid"]["student"]["all"]["converted_supervised"]["difference"]["low"] > 0.1
+    assert found["main"]["dense"]["student"]["all"]["converted_supervised"]["difference"]["low"] > 0.1
     assert teacher["teacher"] > 0.9 and max(teacher["converted_supervised"], teacher["student"]) < 0.75
     assert both["wrong_teacher"] > 0.9 > 0.7 > found["main"]["pooled"]["both"]["all"]["converted"]["accuracy"]["value"]
     assert both["permuted_labels"] < 0.75 and both["shuffled_residual"] > 0.9 > 0.75 > student["shuffled_residual"]
@@ -121,11 +121,11 @@ def test_means_are_those_of_the_grid(planted: FeatureStore, ridge: Converter) ->
     pooled = pool_means(planted, {"main": ridge}, device=CPU)
     clip = planted[7]
     assert torch.allclose(pooled[None, "student"][7], clip["student"].mean(0), atol=1e-5)
-    assert torch.allclose(pooled[None, "grid"][7], clip["grid"][:8].mean(0), atol=1e-5)
+    assert torch.allclose(pooled[None, "dense"][7], clip["dense"][:8].mean(0), atol=1e-5)
     assert torch.allclose(pooled[None, "pooled"][7], clip["pooled"][0], atol=1e-5)
     with torch.no_grad():
         made = ridge(clip["student"].unsqueeze(0))
-    assert torch.allclose(pooled["main", "grid"][7], made["grid"][0, :8].mean(0), atol=1e-5)
+    assert torch.allclose(pooled["main", "dense"][7], made["dense"][0, :8].mean(0), atol=1e-5)
 
 
 def test_a_pool_that_attends_sees_no_more_labels_than_the_head(
@@ -134,14 +134,14 @@ def test_a_pool_that_attends_sees_no_more_labels_than_the_head(
     seen: list[Tensor] = []
     fit = pooling.fit_probe
     monkeypatch.setattr(pooling, "fit_probe", lambda *a, **o: (seen.append(o["labels"]["head"]), fit(*a, **o))[1])
-    alone = create_converter("linear", student=STUDENT, targets={"grid": GRID})
+    alone = create_converter("linear", student=STUDENT, targets={"dense": GRID})
     alone.load_state_dict({k: v for k, v in ridge.state_dict().items() if k in alone.state_dict()})
     asked = Asked(("both",), (10, None), rank=2, pooling="attentive")
     (few, all_) = fit_heads(planted, {"main": alone}, asked, seed=0, device=CPU)
     assert len(seen) == 6, "student, teacher and converted, for each number of labels"
     train = torch.tensor(planted.indices("train"))
     assert [int((labels[train] >= 0).sum()) for labels in seen] == [20] * 3 + [144] * 3
-    assert few[:3] == (("main", "grid"), "both", "10") and few[3]["student"].numbers["labelled"] == 20
+    assert few[:3] == (("main", "dense"), "both", "10") and few[3]["student"].numbers["labelled"] == 20
     assert min(all_[3][arm].numbers["accuracy"] for arm in ("student", "teacher", "converted")) > 0.85
 
 
@@ -150,7 +150,7 @@ def test_labels_of_several(planted: FeatureStore, ridge: Converter) -> None:
     assert classes == ["both", "none", "student", "teacher"] and labels.shape == (240, 4)
     wanted = [[sides(clip)[0], int(not any(sides(clip))), *sides(clip)[1:]] for clip in range(240)]
     assert labels.tolist() == wanted
-    found = told(planted, Asked(("label",), rank=2, separator="+"), main=ridge)["main"]["grid"]["label"]["all"]
+    found = told(planted, Asked(("label",), rank=2, separator="+"), main=ridge)["main"]["dense"]["label"]["all"]
     assert found["converted_supervised"]["difference"]["low"] > 0
     one = SimpleNamespace(tasks={"label": Task(["a", "a;b"], [1, -1, 0])})
     assert labels_of(one, "label", ";")[0].tolist() == [[1, 1], [-1, -1], [1, 0]]  # type: ignore[arg-type]
