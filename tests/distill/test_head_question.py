@@ -36,7 +36,7 @@ def test_deficient_against_whole_and_controls(
             gain = rows["deficient"]["converted_supervised"] - row["converted_supervised"]
             assert row["difference"]["value"] == pytest.approx(gain, abs=1e-6)
         r2c = {role: row["r2c"] for role, row in rows.items()}
-        assert r2c["noise"] == pytest.approx(min(r2c["deficient"], r2c["whole"]), abs=0.05)
+        assert r2c["noise"] == pytest.approx(min(r2c["deficient"], r2c["whole"]), abs=0.1)  # matched on 4 val clips
     lines = capsys.readouterr().out.splitlines()
     assert "1 seed(s), tasks label, rank 2" in lines[-1 - sum(len(rows) + 3 for rows in found.values())]
 
