@@ -21,6 +21,7 @@ from distill.fit import set_normalisers, set_skips, solve_ridges
 from distill.head_table import COLUMNS, head_lines
 from distill.pooling import pool_means
 from distill.seeds import one_of
+from distill.summary import with_mask_on
 from shards import FeatureStore
 from shards.extraction import extract
 from shards.ranks import Ranks
@@ -225,6 +226,12 @@ def test_a_run_with_a_head(tiny: list[str], tmp_path: Path, capsys: pytest.Captu
     text = capsys.readouterr().out
     row = next(line for line in text.splitlines() if line.startswith("label all ")).split()
     assert float(row[2].rstrip("*")) == pytest.approx(found["all"]["converted"]["accuracy"]["value"], abs=0.006)
+
+
+def test_what_was_told_with_the_mask_on_stands_behind_the_target() -> None:
+    heads: dict[str, Any] = {"a": {"t": 1}, "a with the mask on": {"t": 2}, "b": {"t": 3}}
+    assert with_mask_on("a", heads) == {"t": 1, "t with the mask on": 2} and with_mask_on("b", heads) == {"t": 3}
+    assert with_mask_on("a", {"a": None, "a with the mask on": None}) is None
 
 
 def numbers(value: float, low: float, alarms: list[str]) -> dict[str, Any]:
