@@ -31,14 +31,11 @@ from distill.answers import scores, told
 from distill.evaluate import number_or_none
 from distill.fit import apart
 from distill.head import Examples, Head, Loss, alarms, fit_head, random_basis, reading
-from distill.labelled import class_weights, draw_labelled, known_classes, permuted
-from distill.metrics import group_weights
+from distill.labelled import class_weights, has_label, known_classes, permuted
 from distill.naming import named
 from distill.residual import principal_basis, residual, standardise
 from distill.survival import accuracy
 from shards.store import SPLITS
-
-FEW = (5, 10, 50, None)  # labels of a class; None: all
 
 
 @dataclass(frozen=True)
@@ -49,6 +46,11 @@ class Arm:
     r: str | None = None
     basis: str = "learned"
     permute_labels: bool = False
+
+    @property
+    def converts(self) -> bool:
+        """Whether it reads anything that a converter has to do with."""
+        return not {self.p, self.r} <= {"student", "teacher", None}
 
 
 ARMS = {
@@ -87,7 +89,7 @@ class Bench:
 
 @dataclass(frozen=True)
 class Result:
-    """Of one arm. numbers: see `run_arms`. hits: (test clips,) float64, see distill.answers.told: two arms' are paired,
+    """Of one arm. numbers: see `tell`. hits: (test clips,) float64, see distill.answers.told: two arms' are paired,
     so that accuracy(ours - theirs, group_weights(...)) is their difference with its interval."""
 
     head: Head
@@ -164,13 +166,12 @@ def run_arm(
     bench: Bench,
     *,
     rank: int,
-    per_class: int | None = None,
     weights: str = "none",
     smoothing: float = 0.0,
     seed: int = 0,
 ) -> Result:
-    """Fits and scores one arm. rank: q. per_class: labels of a class in train, drawn by the seed such that fewer are
-    among more; None: all. val keeps its labels. weights: none or balanced, over what is drawn. smoothing: of labels.
+    """Fits and scores one arm. rank: q. weights: none or balanced, over the train clips that have a label (a few of
+    each class: distill.labelled.keep_few). smoothing: of labels.
 
     Raises ValueError on an arm that is not there, a rank that does not fit the student, and labels too few to learn.
     """
@@ -180,8 +181,8 @@ def run_arm(
     if not 0 <= smoothing < 1:
         raise ValueError(f"label smoothing is {smoothing}; it must lie in 0..1, 1 left out")
     generator = torch.Generator().manual_seed(seed)
-    labels = bench.labels
-    labelled = draw_labelled(labels, bench.splits["train"], per_class, generator=generator)
+    labels, labelled = bench.labels, bench.splits["train"]
+    labelled = labelled[has_label(labels[labelled])]
     if arm.permute_labels:
         labels = permuted(labels, [labelled, bench.splits["val"], bench.splits["test"]], generator=generator)
     known = known_classes(labels, bench.num_classes, labelled, bench.splits["val"])
@@ -239,7 +240,7 @@ def _score(head: Head, test: Examples, learned: Tensor, truth: Tensor, generator
     numbers |= {
         "decay": head.decays[0],
         "residual_decay": head.decays[1],
-        "clips": int((truth >= 0).view(len(truth), -1).any(1).sum()),
+        "clips": int(has_label(truth).sum()),
     }
     return Result(head, numbers, told(logits, truth), alarms(head, read))
 
@@ -256,27 +257,29 @@ def run_arms(
     bench: Bench,
     *,
     rank: int,
-    arms: Sequence[str] | None = None,
-    per_class: int | None = None,
     weights: str = "none",
     smoothing: float = 0.0,
     seed: int = 0,
-    resamples: int = 1000,
-) -> dict[str, dict[str, Any]]:
-    """arm -> its numbers on test, of all arms whose inputs are there, or of those named. For the rest see `run_arm`.
+    known: Mapping[str, Result] | None = None,
+) -> dict[str, Result]:
+    """All arms whose inputs are there; those of `known` are taken from it. For the rest see `run_arm`."""
+    results, known = {}, known or {}
+    for name in bench.arms:
+        with named(f"arm {name}"):
+            results[name] = known.get(name) or run_arm(
+                name, bench, rank=rank, weights=weights, smoothing=smoothing, seed=seed
+            )
+    return results
+
+
+def tell(results: Mapping[str, Result], resampled: Tensor) -> dict[str, dict[str, Any]]:
+    """arm -> its numbers on test, for a summary. resampled: distill.metrics.group_weights of the test clips.
 
     accuracy (top-1; of several labels the share that is told) is {value, low, high}, a 95% interval by bootstrap over
     groups, and so is `difference`, that to `converted` on the same clips and resamples. Then top5, macro_f1, ece,
     chance (train's most frequent class), gate, share_* and changed_* of either input (see distill.head.reading), the
     decays chosen, how many parameters, labelled train clips and labelled test clips, and `alarms`, in sentences.
     """
-    resampled = group_weights([bench.groups[place] for place in bench.splits["test"].tolist()], resamples=resamples)
-    results = {}
-    for name in dict.fromkeys(["converted", *(bench.arms if arms is None else arms)]):
-        with named(f"arm {name}"):
-            results[name] = run_arm(
-                name, bench, rank=rank, per_class=per_class, weights=weights, smoothing=smoothing, seed=seed
-            )
     return {
         name: result.numbers
         | {

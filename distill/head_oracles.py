@@ -20,6 +20,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from distill.head import random_basis
+
 
 class Pooled(NamedTuple):
     """student (n d), converted by the best possible converter (n e), teacher (n e), labels (n,) int64."""
@@ -28,11 +30,6 @@ class Pooled(NamedTuple):
     converted: Tensor
     teacher: Tensor
     labels: Tensor
-
-
-def mixing(width: int, fields: int, generator: torch.Generator) -> Tensor:
-    """(width, fields) float64 with orthonormal columns."""
-    return torch.linalg.qr(torch.randn(width, fields, generator=generator, dtype=torch.float64)).Q
 
 
 @dataclass
@@ -61,8 +58,8 @@ class ProductOracle:
                 f"more than teacher_width={self.teacher_width}"
             )
         generator = torch.Generator().manual_seed(self.seed)
-        self.student_map = mixing(self.student_width, self.fields, generator)
-        self.teacher_map = mixing(self.teacher_width, exposed, generator)
+        self.student_map = random_basis(self.student_width, self.fields, generator=generator)
+        self.teacher_map = random_basis(self.teacher_width, exposed, generator=generator)
 
     def sample(self, clips: int, generator: torch.Generator) -> Pooled:
         """New clips."""
@@ -125,8 +122,8 @@ class LinearOracle:
                 f"teacher_width={self.teacher_width}"
             )
         generator = torch.Generator().manual_seed(self.seed)
-        self.student_map = mixing(self.student_width, telling + self.others, generator)
-        self.teacher_map = mixing(self.teacher_width, self.exposed, generator)
+        self.student_map = random_basis(self.student_width, telling + self.others, generator=generator)
+        self.teacher_map = random_basis(self.teacher_width, self.exposed, generator=generator)
         drawn = torch.randn(self.classes, telling, generator=generator, dtype=torch.float64)
         self.means = self.spread * self.classes**0.5 * torch.linalg.qr(drawn - drawn.mean(0)).Q
 

@@ -12,6 +12,11 @@ import torch
 from torch import Tensor
 
 
+def has_label(labels: Tensor) -> Tensor:
+    """(n,) bool; of several labels: whether any is known."""
+    return (labels >= 0).view(len(labels), -1).any(1)
+
+
 def draw_labelled(labels: Tensor, train: Tensor, per_class: int | None, *, generator: torch.Generator) -> Tensor:
     """The places of `per_class` train clips of every class (fewer where it has fewer), or of all that have a label.
 
@@ -22,17 +27,25 @@ def draw_labelled(labels: Tensor, train: Tensor, per_class: int | None, *, gener
         raise ValueError(f"per_class is {per_class}; a class needs at least one label, or none for all")
     order = train[torch.randperm(len(train), generator=generator)]
     if per_class is None:
-        return order[(labels[order] >= 0).flatten(1).any(1) if labels.ndim == 2 else labels[order] >= 0]
+        return order[has_label(labels[order])]
     classes = range(labels.shape[1]) if labels.ndim == 2 else labels[train].unique().clamp_min(0).unique().tolist()
     holds = [order[labels[order, c] > 0 if labels.ndim == 2 else labels[order] == c][:per_class] for c in classes]
     return torch.cat(holds).unique()
+
+
+def keep_few(labels: Tensor, train: Tensor, per_class: int | None, *, generator: torch.Generator) -> Tensor:
+    """The labels without those of the train clips that `draw_labelled` does not draw."""
+    drawn = draw_labelled(labels, train, per_class, generator=generator)
+    found = labels.index_fill(0, train, -1)
+    found[drawn] = labels[drawn]
+    return found
 
 
 def permuted(labels: Tensor, splits: Sequence[Tensor], *, generator: torch.Generator) -> Tensor:
     """The labels with those of the labelled clips of every split in another order."""
     found = labels.clone()
     for rows in splits:
-        rows = rows[(labels[rows] >= 0).any(1) if labels.ndim == 2 else labels[rows] >= 0]
+        rows = rows[has_label(labels[rows])]
         found[rows] = labels[rows[torch.randperm(len(rows), generator=generator)]]
     return found
 

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from distill.floors import MAIN
+from distill.head_table import head_lines
 from distill.runfolder import RunFolder
-from distill.table import COST, cost_cells, format_table, number
+from distill.table import COST, cost_cells, format_table, number, shortened
 from shards.column import STUDENT
 from shards.store import FeatureStore
 
@@ -37,7 +38,8 @@ def end_table(
 
 
 def comparison(summaries: Mapping[str, Summary]) -> list[str]:
-    """The contestants beside their floors, target by target, what sets them apart, and which factors survive."""
+    """The contestants beside their floors, target by target, what sets them apart, which factors survive, and what
+    heads tell."""
     first, *others = summaries.values()
     lines: list[str] = []
     for target in first["targets"]:
@@ -47,7 +49,7 @@ def comparison(summaries: Mapping[str, Summary]) -> list[str]:
         elif gain := first["gain"].get(target):
             lines.append(f"gain over ridge, paired: {difference(gain)}")
         lines += mark_lines(first["marks"].get(target, {}))
-    return lines + deficiency_lines(summaries) + survival_lines(summaries)
+    return lines + deficiency_lines(summaries) + survival_lines(summaries) + head_lines(summaries)
 
 
 def target_table(summaries: Mapping[str, Summary], target: str) -> str:
@@ -130,10 +132,6 @@ def survival_table(summary: Summary, kind: str) -> str:
             cells.append(pair + ("*" if trusted and high is not None and high < 0 else " "))
         rows.append([shortened(task, 20), *cells, number(first[kind]["chance"], 2)])
     return format_table(["task", STUDENT, *(shortened(target, 18) for target in probes), "chance"], rows)
-
-
-def shortened(name: str, width: int) -> str:
-    return name if len(name) <= width else name[: width - 2] + ".."
 
 
 def difference(found: Mapping[str, float | None]) -> str:

@@ -51,28 +51,36 @@ def residual(
     Raises ValueError where train has a single group.
     """
     train = splits["train"]
-    fold = torch.tensor(assign_folds([groups[place] for place in train.tolist()], folds))
-    if int(fold.max()) < 1:
-        raise ValueError(
-            f"all {len(train)} train clips are of one group, {groups[int(train[0])]!r}: the residual is predicted from "
-            "other groups; give groups of at least two sources"
-        )
-    equations = NormalEquations(converted.shape[1], student.shape[1], folds=folds)
-    for number in fold.unique().tolist():
-        rows = train[fold == number]
-        equations.add(converted[rows], {"true": student[rows]}, fold=number)
-    found = equations.solve()["true"]
-    values = torch.zeros_like(student)
+    own = [groups[place] for place in train.tolist()]
+    check_groups(own)
+    fold = torch.tensor(assign_folds(own, folds))
+    predicted, values = torch.zeros_like(student), torch.zeros_like(student)
+    if bool(converted[train].any()):  # else they are the same for all clips, and predict nothing
+        equations = NormalEquations(converted.shape[1], student.shape[1], folds=folds)
+        for number in fold.unique().tolist():
+            rows = train[fold == number]
+            equations.add(converted[rows], {"true": student[rows]}, fold=number)
+        found = equations.solve()["true"]
+        predicted = converted @ found.weight.T
+        for number in fold.unique().tolist():
+            rows = train[fold == number]
+            predicted[rows] = converted[rows] @ _without(equations, number, found.penalty)
     for rows in splits.values():
-        values[rows] = student[rows] - converted[rows] @ found.weight.T
-    for number in fold.unique().tolist():
-        rows = train[fold == number]
-        values[rows] = student[rows] - converted[rows] @ _without(equations, number, found.penalty)
+        values[rows] = student[rows] - predicted[rows]
     share = {split: float(values[rows].square().sum() / student[rows].square().sum()) for split, rows in splits.items()}
     scale = float((values[splits["val"]].square().mean() / values[train].square().mean().clamp_min(1e-24)).sqrt())
     for split in set(splits) - {"train"}:
         values[splits[split]] /= max(scale, 1e-12)
     return Residual(values, share, scale)
+
+
+def check_groups(train: Sequence[str]) -> None:
+    """Raises ValueError where all train clips are of one group."""
+    if len(set(train)) < 2:
+        raise ValueError(
+            f"all {len(train)} train clips are of one group, {train[0]!r}: the residual is predicted from other "
+            "groups; give groups of at least two sources"
+        )
 
 
 def _without(equations: NormalEquations, fold: int, penalty: float) -> Tensor:

@@ -14,7 +14,9 @@ from typing import Any
 import torch
 
 from converters import Converter, create_converter, list_converters
+from distill.compensation import Asked
 from distill.deficiency import Dials
+from distill.demands import check_store
 from distill.engine import Engine, choose_precision, load_parameters
 from distill.evaluate import finite
 from distill.floors import MAIN, Floors
@@ -26,7 +28,6 @@ from distill.runfolder import RunFolder, timestamp
 from distill.selection import Choice, choose_weights, validation_r2c
 from distill.spectrum import map_ranks
 from distill.summary import evaluate
-from distill.survival import check_tasks
 from distill.train import Learner, NotFinite, Stopped, StopRequest, sampled_positions, train
 from recipes.check import RecipeError
 from recipes.compose import load_recipe, to_yaml
@@ -76,8 +77,7 @@ def distill(recipe: Recipe, ranks: Ranks) -> dict[str, dict[str, Any]]:
     features = plan_features(recipe, ranks, say=say)
     converters = build_converters(recipes, features)  # before the work, so that a wrong option costs nothing
     store = features.extract()
-    check_splits(store)
-    check_tasks(store, recipe.evaluate.probes, say)
+    check_store(store, probes=recipe.evaluate.probes, head=Asked(**asdict(recipe.head)), say=say)
     # what a resumed run must agree in
     settings = {name: flatten(asdict(own)) | flatten(store.digests, "features.") for name, own in recipes.items()}
     start, states = resume_point(folders, settings, resume=recipe.train.resume == "auto")
@@ -259,17 +259,18 @@ def summarise_all(
     recipes: Mapping[str, Recipe], floors: Floors, chosen: Mapping[str, Choice], ranks: Ranks
 ) -> dict[str, dict[str, Any]]:
     """The summary of every contestant, with what its recipe alone knows."""
-    asked = next(iter(recipes.values())).evaluate
+    first = next(iter(recipes.values()))
     about = {name: {"recipe": recipe.recipe, "weights": recipe.backbones.weights} for name, recipe in recipes.items()}
     return evaluate(
         floors,
         chosen,
         about,
         ranks,
-        resamples=asked.bootstrap,
-        cka_positions=asked.cka_positions,
-        probes=asked.probes,
+        resamples=first.evaluate.bootstrap,
+        cka_positions=first.evaluate.cka_positions,
+        probes=first.evaluate.probes,
         dials={name: deficiency_of(recipe) for name, recipe in recipes.items()},
+        head=Asked(**asdict(first.head)),
     )
 
 
@@ -285,15 +286,6 @@ def unknown_names(recipe: Recipe) -> list[str]:
             backbones = ", ".join(list_backbones())
             problems.append(f"{key}.backbone: {spec.backbone!r} is no backbone; there are {backbones}")
     return problems
-
-
-def check_splits(store: FeatureStore) -> None:
-    """Raises ValueError where refusals have emptied a split."""
-    for split in ("train", "val", "test"):
-        if not store.indices(split):
-            raise ValueError(
-                f"no {split} clip is left of {len(store)}: {len(store.refused)} were refused; give more videos"
-            )
 
 
 if __name__ == "__main__":

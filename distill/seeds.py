@@ -45,6 +45,8 @@ def _one(values: list[Any], name: str) -> Any:
         if any(set(value) != set(first) for value in values):
             raise ValueError(f"the summaries differ in the entries of {name or 'their top'}; give runs of one version")
         return {key: _one([value[key] for value in values], key) for key in first}
+    if name == "alarms":
+        return sorted({alarm for value in values for alarm in value})
     if isinstance(first, list):  # an interval
         return [pick(ends) for pick, ends in zip((lowest, highest), zip(*values, strict=True), strict=True)]
     if all(isinstance(value, int | float) for value in values):

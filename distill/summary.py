@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from converters.converter import Converter
+from distill.compensation import Asked, Heads, compensate
 from distill.cost import measure_cost
 from distill.deficiency import Dials
 from distill.evaluate import Candidate, Scores, finite, paired_gain, score, space_digest, summarise
@@ -30,18 +31,22 @@ def evaluate(
     cka_positions: int,
     probes: Sequence[str],
     dials: Mapping[str, Dials | None],
+    head: Asked,
 ) -> dict[str, dict[str, Any]]:
     """summary.json of every contestant: the converter beside its floors on the test clips, its lead over the others,
-    which factors survive in its tokens, what was chosen on val, its cost, and what it all rests on.
+    which factors survive in its tokens, what heads tell from them, what was chosen on val, its cost, and what it all
+    rests on.
 
     about: contestant -> entries that the caller adds. probes: kinds of them, see distill.survival. dials: what every
-    contestant is deprived of; where one is, what that left is measured of all.
+    contestant is deprived of; where one is, what that left is measured of all. head: see distill.compensation.
     """
     store, contestants = floors.store, floors.contestants
-    test, candidates = store.indices("test"), floors.candidates() | with_masks(contestants, dials)
+    test, masked = store.indices("test"), with_masks(contestants, dials)
+    candidates = floors.candidates() | {name: [Candidate(found)] for name, found in masked.items()}
     scores = score(store, test, candidates, ranks=ranks, cka_positions=cka_positions, task="evaluate on test")
     told = survival(store, contestants, kinds=probes, resamples=resamples, seed=floors.seed, ranks=ranks)
     left = measure(store, contestants, seed=floors.seed, ranks=ranks) if any(dials.values()) else {}
+    heads = compensate(store, {**contestants, **masked}, head, resamples=resamples, seed=floors.seed, ranks=ranks)
     groups = [store.groups[index] for index in test]
     clips = {split: len(store.indices(split)) for split in SPLITS}
     summaries = {}
@@ -56,21 +61,23 @@ def evaluate(
             "probes": told[name],
             "deficiency": deficiency(name, dials[name], left, scores, groups, resamples),
             "cost": measure_cost(converter, device=ranks.device),
-            "head": None,
+            "head": with_mask_on(name, heads),
             "clips": clips | {"refused": len(store.refused)},
             "digests": store.digests | {"normaliser": space_digest(store, converter.targets)},
         }
     return summaries
 
 
-def with_masks(
-    contestants: Mapping[str, Converter], dials: Mapping[str, Dials | None]
-) -> dict[str, Sequence[Candidate]]:
+def with_masks(contestants: Mapping[str, Converter], dials: Mapping[str, Dials | None]) -> dict[str, Masked]:
     """The contestants whose deficiency has a mask, with it on."""
     masks = {name: at.mask(contestants[name].student, None) for name, at in dials.items() if at is not None}
-    return {
-        name + MASKED: [Candidate(Masked(contestants[name], mask))] for name, mask in masks.items() if mask is not None
-    }
+    return {name + MASKED: Masked(contestants[name], mask) for name, mask in masks.items() if mask is not None}
+
+
+def with_mask_on(name: str, heads: Mapping[str, Heads | None]) -> Heads | None:
+    """A contestant's heads by target, and behind them those of its targets with the mask on, if it has one."""
+    ours, masked = heads[name], heads.get(name + MASKED)
+    return ours and ours | {target + MASKED: found for target, found in (masked or {}).items()}
 
 
 def deficiency(

@@ -27,6 +27,10 @@ def number(value: float | None, digits: int = 3) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
 
 
+def shortened(name: str, width: int) -> str:
+    return name if len(name) <= width else name[: width - 2] + ".."
+
+
 def cost_cells(cost: Mapping[str, float]) -> list[str]:
     """A summary's cost under the columns of COST."""
     return [f"{cost['parameters'] / 1e6:.2f}", f"{cost['macs'] / 1e9:.2f}", f"{cost['latency_ms']:.0f}"]

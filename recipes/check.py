@@ -17,7 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from recipes.contest import CONTEST, keyed_converters, keyed_deficiencies
 from recipes.keys import NAMED, hint, paths, whole_entries
-from recipes.schema import Data, Deficiency, Floor, Recipe
+from recipes.schema import Data, Deficiency, Floor, Head, Recipe
 
 WEIGHTS = ("standin", "pretrained", "miniature")  # anything else is a folder
 NEEDS = {"demo": (), "world": (), "folder": ("root",), "csv": ("csv",), "webdataset": ("tars",)}
@@ -146,7 +146,7 @@ def check(recipe: Recipe) -> list[str]:
 
     Each sentence names the key, its value, the rule and what to change.
     """
-    rules = (_check_data, _check_models, _check_converters, _check_deficiencies, _check_training)
+    rules = (_check_data, _check_models, _check_converters, _check_deficiencies, _check_training, _check_head)
     return [*chain.from_iterable(rule(recipe) for rule in rules)]
 
 
@@ -247,8 +247,20 @@ def _check_training(recipe: Recipe) -> Iterator[str]:
     yield from _check_repeats("evaluate.probes", recipe.evaluate.probes)
 
 
+def _check_head(recipe: Recipe) -> Iterator[str]:
+    head = recipe.head
+    yield from _check_repeats("head.tasks", head.tasks)
+    yield from _check_repeats("head.per_class", head.per_class)
+    if not head.tasks and head != Head():
+        yield "head: nothing is fitted without head.tasks; give head.tasks=[label], or leave the rest out"
+    if not head.per_class:
+        yield "head.per_class=[] leaves the head no label; give numbers of labels of a class, or [null] for all"
+    if head.separator is not None and head.pooling == "attentive":
+        yield "head.pooling=attentive is learned with one label of a clip; choose mean, or leave head.separator out"
+
+
 def _check_repeats(path: str, names: list[Any]) -> Iterator[str]:
-    for name in sorted({name for name in names if names.count(name) > 1}):
+    for name in sorted({name for name in names if names.count(name) > 1}, key=str):
         yield f"{path}: {name} stands there {names.count(name)} times; once is enough"
 
 

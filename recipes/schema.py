@@ -171,6 +171,19 @@ class Evaluate:
 
 
 @dataclass(config=strict, kw_only=True)
+class Head:
+    """Classifiers on pooled tokens, fitted once the converters are trained (distill.arms); without tasks, none."""
+
+    tasks: list[Text] = field(default_factory=list)  # what is told of a clip: label, or a factor's name
+    per_class: list[Count | None] = field(default_factory=lambda: [None])  # train labels of a class; null: all
+    rank: Count = 8  # of the residual; at most the student's width
+    pooling: Literal["mean", "attentive"] = "mean"
+    weights: Literal["none", "balanced"] = "none"  # of the classes
+    smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0  # of the labels: share that goes to all classes alike
+    separator: Text | None = None  # of several labels that one clip may have, as in run;jump; null: it has one
+
+
+@dataclass(config=strict, kw_only=True)
 class Recipe:
     """A whole recipe."""
 
@@ -188,3 +201,4 @@ class Recipe:
     deficiency: Deficiency | None = None
     engine: Engine = field(default_factory=Engine)
     evaluate: Evaluate = field(default_factory=Evaluate)
+    head: Head = field(default_factory=Head)

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from distill.arms import ARMS, Bench, _examples, run_arm, run_arms, set_bench
+from distill.arms import ARMS, Bench, _examples, run_arm, run_arms, set_bench, tell
 from distill.head_oracles import LinearOracle
-from distill.labelled import class_weights, draw_labelled, known_classes
+from distill.labelled import class_weights, draw_labelled, keep_few, known_classes
 from distill.metrics import group_weights
 from distill.survival import accuracy
 
@@ -47,9 +48,14 @@ def bench(given: dict[str, Any]) -> Bench:
 
 
 def test_every_arm_finds_what_it_can(bench: Bench) -> None:
-    found = run_arms(bench, rank=RANK, resamples=200)
+    results = run_arms(bench, rank=RANK)
+    found = tell(results, group_weights([bench.groups[place] for place in SPLITS["test"]], resamples=200))
     assert list(found) == list(ARMS)
     assert json.loads(json.dumps(found)) == found
+    shared = {name: results[name] for name, arm in ARMS.items() if not arm.converts}
+    assert set(shared) == {"student", "student_rank", "teacher"} and list(
+        run_arms(bench, rank=RANK, known=results)
+    ) == list(ARMS)
     right = {name: numbers["accuracy"]["value"] for name, numbers in found.items()}
     assert right["converted_supervised"] > max(right["converted_pca"], right["random_residual"]) + 0.03
     assert found["converted_supervised"]["difference"]["low"] > 0.1
@@ -102,7 +108,11 @@ def test_fewer_labels_are_among_more_of_several() -> None:
 
 
 def test_few_labels_are_what_a_head_learns_from(bench: Bench) -> None:
-    few, many = (run_arm("student", bench, rank=RANK, per_class=count).numbers for count in (2, None))
+    train = torch.arange(500)
+    kept = {count: keep_few(bench.labels, train, count, generator=generator()) for count in (2, None)}
+    assert torch.equal(kept[None], bench.labels) and torch.equal(kept[2][500:], bench.labels[500:])
+    assert kept[2][:500].clamp_min(-1).add(1).bincount().tolist() == [488, *[2] * 6]
+    few, many = (run_arm("student", replace(bench, labels=kept[count]), rank=RANK).numbers for count in (2, None))
     assert few["labelled"] == 12 and few["accuracy"] < many["accuracy"] - 0.05
 
 
@@ -161,8 +171,6 @@ def test_what_cannot_be_fitted_is_said(given: dict[str, Any], bench: Bench) -> N
             run_arm("converted_supervised", bench, rank=rank)
     with pytest.raises(ValueError, match="label smoothing is 1.0"):
         run_arm("converted", bench, rank=1, smoothing=1.0)
-    with pytest.raises(ValueError, match="per_class is 0"):
-        run_arm("converted", bench, rank=1, per_class=0)
 
 
 def test_labels_too_few_are_said(given: dict[str, Any]) -> None:

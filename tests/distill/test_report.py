@@ -24,6 +24,7 @@ SUMMARY: dict[str, Any] = {
     "chosen": {"weights": "last", "r2c": {"videomae": 0.8}},
     "probes": {},
     "deficiency": None,
+    "head": None,
     "cost": {"parameters": 4_770_000, "macs": 5_400_000_000, "latency_ms": 61.4, "threads": 2, "device": "cpu"},
     "clips": {"train": 56, "val": 12, "test": 3, "refused": 1},
     "digests": {"split": "abc"},

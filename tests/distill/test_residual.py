@@ -60,6 +60,12 @@ def test_a_group_never_stands_on_both_sides() -> None:
     assert mixed.share["train"] < 0.5 * mixed.share["test"]
 
 
+def test_converted_tokens_that_say_nothing_leave_all_of_the_student() -> None:
+    converted, student, splits = crossed(60)
+    found = residual(converted * 0, student, splits=splits, groups=[str(clip) for clip in range(len(student))])
+    assert torch.equal(found.values[splits["train"]], student[splits["train"]]) and found.share["test"] == 1
+
+
 def test_principal_directions() -> None:
     values = normal(400, 5) * torch.tensor([0.1, 3, 0.2, 2, 0.1]) + 7
     basis = principal_basis(values, 2)
