@@ -9,7 +9,7 @@ Jacobian   |J|_F^2 by random directions (Hutchinson 1989) and finite differences
            else it would be met by answering less
 
 What is random in a step is a function of (seed, step) alone. All here is pure: modules come in as functions.
-Axes: b clips, s student tokens, q tokens of an answer, d student width, e target width, h heads, m tokens of a memory,
+Axes: b clips, s student tokens, q tokens of an answer, d student width, e target width, m tokens of a memory,
 r random directions.
 """
 
@@ -29,7 +29,6 @@ from teachers.layout import TokenLayout
 
 Answer = Callable[[Tensor], Mapping[str, Tensor]]  # student tokens (b s d) -> {target: (b q e)}
 NEAR = 1e-2  # of a deviation of the input: how far finite differences look. Rounding is 1e-5 of it, curvature small
-ROWS = 64  # asking tokens of an attention whose entropy is taken
 TINY = 1e-6  # variance below which an answer counts as constant
 MASKS, DIRECTIONS, TEST = 1, 2, 3  # what a generator is for
 
@@ -137,15 +136,13 @@ def tube_mask(student: TokenLayout, ratio: float, generator: torch.Generator) ->
     return torch.cat([hidden.repeat(t), torch.zeros(len(student.special), dtype=torch.bool)])
 
 
-def attention_entropy(q: Tensor, k: Tensor, bias: Tensor | None = None, *, rows: int = ROWS) -> Tensor:
-    """Mean entropy of softmax(q k' / sqrt(c) + bias) as a share of log m, over heads and at most `rows` evenly spaced
-    queries. q (b h q c), k (b h m c), bias (b 1 1 m). 1: attention is uniform; 0: on a token each."""
-    count, memory = q.shape[2], k.shape[2]
+def attention_entropy(logits: Tensor) -> Tensor:
+    """Mean entropy of the softmax of logits (.. q m), as a share of log m. 1: attention is uniform; 0: on a token
+    each."""
+    memory = logits.shape[-1]
     if memory < 2:
-        return q.new_zeros((), dtype=torch.float32)
-    q = q[:, :, :: -(-count // rows)].float()
-    logits = q @ k.float().transpose(-1, -2) * q.shape[-1] ** -0.5
-    logs = F.log_softmax(logits.float() if bias is None else logits.float() + bias, dim=-1)
+        return logits.new_zeros((), dtype=torch.float32)
+    logs = F.log_softmax(logits.float(), dim=-1)
     return -(logs.exp() * logs).sum(dim=-1).mean() / math.log(memory)
 
 

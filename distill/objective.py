@@ -88,7 +88,7 @@ class Objective(nn.Module):
         """Within it, the converter's attentions tell their entropies, where the deficiency asks for them."""
         if self.dials is None or not self.dials.entropy:
             return nullcontext()
-        return watched(self.converter, lambda q, k, bias: entropies.append(attention_entropy(q, k, bias)))
+        return watched(self.converter, lambda logits: entropies.append(attention_entropy(logits)))
 
     def _deficits(
         self,
