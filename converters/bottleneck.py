@@ -58,6 +58,13 @@ def narrowed(targets: Mapping[str, TokenLayout], rank: Rank | None) -> dict[str,
     return {name: replace(layout, dim=rank) for name, layout in targets.items()}
 
 
+def new_bottlenecks(targets: Mapping[str, TokenLayout], rank: Rank | None) -> dict[str, Bottleneck]:
+    """One for every target; none where no rank was asked for."""
+    if rank is None:
+        return {}
+    return {name: Bottleneck(layout.dim if rank == "full" else rank, layout.dim) for name, layout in targets.items()}
+
+
 @torch.no_grad()
 def reduced_rank(weights: Mapping[str, Tensor], predictable: Tensor, rank: int) -> tuple[Tensor, dict[str, Tensor]]:
     """Factors U (e k) and V (k n) of the best maps of that rank, all with the same U.

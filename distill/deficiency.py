@@ -89,13 +89,22 @@ class Dials:
             return 1.0
         return max(0.0, (done - self.zero_until) / max(self.full_from - self.zero_until, 1e-9))
 
-    def mask(self, student: TokenLayout, step: int | None) -> Tensor | None:
-        """(s,) bool: the tokens hidden at a step, on the CPU, or in a test (None); None if none ever is."""
+    def mask(self, student: TokenLayout, step: int) -> Tensor | None:
+        """(s,) bool: the tokens hidden at a step, on the CPU; None if none ever is."""
         if self.ratio is None:
             return None
-        place = (TEST,) if step is None else (MASKS, step)
-        ratio = self.ratio * (1 if step is None else self.dial(step))
-        return tube_mask(student, ratio, generator(self.seed, *place))
+        return tube_mask(student, self.ratio * self.dial(step), generator(self.seed, MASKS, step))
+
+    def test_masks(self, student: TokenLayout, count: int) -> list[Tensor]:
+        """Masks to test with. A larger ratio hides what a smaller one does, and more."""
+        if self.ratio is None:
+            return []
+        return [tube_mask(student, self.ratio, generator(self.seed, TEST, number)) for number in range(count)]
+
+    def amounts(self) -> dict[str, float | str]:
+        """How much of everything, whole; what is not taken is left out."""
+        found = {"nuclear": self.nuclear, "rank": self.rank, "mask_ratio": self.ratio, "entropy": self.entropy}
+        return {name: value for name, value in (found | {"jacobian": self.jacobian}).items() if value}
 
     def looks_at_jacobian(self, step: int) -> bool:
         return self.jacobian > 0 and step % self.every == 0 and self.dial(step) > 0

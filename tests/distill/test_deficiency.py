@@ -92,11 +92,25 @@ def test_tubes_hide_the_same_places_at_all_times() -> None:
 
 def test_masks_are_a_function_of_seed_and_step() -> None:
     one, other = dials("masking", strength=1.0), Dials.of({**SETTINGS, "strength": 1.0}, steps=100, seed=2)
-    shown = [one.mask(STUDENT, step) for step in (5, 25, 70, 71, None)]
-    assert [int(mask.sum()) // 2 for mask in shown] == [0, 4, 8, 8, 8]  # type: ignore[union-attr]
+    shown = [one.mask(STUDENT, step) for step in (5, 25, 70, 71)]
+    assert [int(mask.sum()) // 2 for mask in shown] == [0, 4, 8, 8]  # type: ignore[union-attr]
     assert torch.equal(one.mask(STUDENT, 70), shown[2]) and not torch.equal(shown[2], shown[3])  # type: ignore
     assert not torch.equal(other.mask(STUDENT, 70), shown[2])  # type: ignore[arg-type]
-    assert dials("low_rank").mask(STUDENT, 70) is None and dials("jacobian").mask(STUDENT, None) is None
+    assert dials("low_rank").mask(STUDENT, 70) is None and dials("jacobian").test_masks(STUDENT, 2) == []
+
+
+def test_masks_of_a_test_differ_and_are_nested_in_the_ratio() -> None:
+    half, more = (dials("masking", strength=1.0, ratio=ratio).test_masks(STUDENT, 3) for ratio in (0.5, 0.75))
+    assert [int(mask.sum()) // 2 for mask in (*half, *more)] == [8, 8, 8, 12, 12, 12]
+    assert not torch.equal(half[0], half[1]) and not torch.equal(half[1], half[2])
+    assert all(bool(large[small].all()) for small, large in zip(half, more, strict=True))
+
+
+def test_amounts_are_what_the_kind_takes() -> None:
+    assert dials("combined", rank=3).amounts() == {"nuclear": 1.5, "rank": 3, "mask_ratio": 0.25, "entropy": 0.1}
+    assert dials("jacobian").amounts() == {"jacobian": 3.5} and dials("low_rank", strength=0.0).amounts() == {
+        "rank": "full"
+    }
 
 
 def test_entropy_of_attention_in_closed_form() -> None:

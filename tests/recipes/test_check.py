@@ -128,7 +128,8 @@ CONTEST = [
     ("contest.mamba=null", "contest.mamba: must be a section of keys, got null"),
     ("contest.mamba.skip=linar", "contest.mamba.skip: must be one of 'linear' or 'none', got \"linar\""),
     ("contest.2x.family=mamba", "contest.2x: it names a folder of the run; use letters, digits, _ and -"),
-    ("contest.mlp.family=mlp", "contest.mlp: the name is a floor's; choose another name"),
+    ("contest.mlp.family=mlp", "contest.mlp: the name is a floor's or a twin's; choose another name"),
+    ("contest.twin.family=mlp", "contest.twin: the name is a floor's or a twin's; choose another name"),
     ("contest.bundle.family=mamba", "contest.bundle: the name is that of a run's own folder; choose another name"),
     ("contest.mamba.options.a=[.inf]", "contest.mamba.options.a.0=inf: must be a finite number"),
     (
