@@ -52,26 +52,33 @@ def test_strength_multiplies_what_belongs_to_the_kind(kind: str, expected: tuple
 
 
 def test_the_factors_penalty_is_at_its_least_the_nuclear_norm() -> None:
-    weight = draw(8, 12)
-    u, s, v = torch.linalg.svd(weight, full_matrices=False)
+    answers = draw(40, 8)
+    p, s, q = torch.linalg.svd(answers / 40**0.5, full_matrices=False)
+    spread, passed = q.T * s.sqrt(), 40**0.5 * p * s.sqrt()
+    torch.testing.assert_close(passed @ spread.T, answers)
     least = float(s.sum()) / 8
-    assert float(nuclear([u * s.sqrt(), s.sqrt()[:, None] * v], width=8)) == pytest.approx(least, rel=1e-5)
+    assert float(nuclear(spread, passed.view(4, 10, 8))) == pytest.approx(least, rel=1e-5)
     for seed in range(5):
         turn = torch.eye(8) + 0.3 * draw(8, 8, seed=seed)
-        assert float(nuclear([u * s.sqrt() @ turn, torch.linalg.inv(turn) @ (s.sqrt()[:, None] * v)], width=8)) > least
+        assert float(nuclear(spread @ torch.linalg.inv(turn).T, (passed @ turn).view(4, 10, 8))) > least
 
 
 def test_a_weight_of_w_takes_half_of_it_from_every_singular_value() -> None:
     """Proximal map of the nuclear norm, by descent on the factors: what the weight's unit means."""
-    wanted = torch.diag(torch.tensor([2.0, 1.0, 0.3, 0.1]))
-    up, down = (torch.nn.Parameter(wanted.sqrt() + 0.01 * draw(4, 4, seed=seed)) for seed in (1, 2))
-    optimizer = torch.optim.Adam([up, down], lr=0.03)
-    for _ in range(400):
+    values = torch.tensor([2.0, 1.0, 0.3, 0.1])
+    rows = 4 * torch.linalg.qr(draw(16, 4)).Q
+    up, passed = (
+        torch.diag(values.sqrt()) + 0.01 * draw(4, 4, seed=1),
+        rows * values.sqrt() + 0.01 * draw(16, 4, seed=2),
+    )
+    factors = [torch.nn.Parameter(up), torch.nn.Parameter(passed[None])]
+    optimizer = torch.optim.Adam(factors, lr=0.03)
+    for _ in range(500):
         optimizer.zero_grad()
-        loss = (up @ down - wanted).square().sum() / 4 + 0.4 * nuclear([up, down], width=4)
-        loss.backward()
+        answers = factors[1][0] @ factors[0].T
+        ((answers - rows * values).square().mean() + 0.4 * nuclear(*factors)).backward()
         optimizer.step()
-    assert torch.linalg.svdvals((up @ down).detach()).tolist() == pytest.approx([1.8, 0.8, 0.1, 0], abs=0.01)
+    assert torch.linalg.svdvals(answers.detach() / 4).tolist() == pytest.approx([1.8, 0.8, 0.1, 0], abs=0.01)
 
 
 # --- masking

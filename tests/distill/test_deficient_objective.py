@@ -88,3 +88,16 @@ def test_the_entropy_hinge_draws_attention_together() -> None:
 
 def test_every_family_is_here() -> None:
     assert set(OPTIONS) == set(FAMILIES) - {"mlp", "linear", "constant"}
+
+
+def test_the_nuclear_norm_is_not_met_by_larger_activations() -> None:
+    """A tenth of the branch's last maps on ten times their inputs answers the same."""
+    objective = built("perceiver", dials("low_rank"))
+    first = objective(batch(), None, 72)
+    with torch.no_grad():
+        for output in objective.converter.branch.outputs.values():  # type: ignore[union-attr]
+            output.weight /= 10
+            output.register_forward_pre_hook(lambda module, inputs: (inputs[0] * 10,))
+    for name, value in objective(batch(), None, 72).items():
+        assert float(value.detach()) == pytest.approx(float(first[name].detach()), rel=1e-4), name
+    assert not any(at._forward_pre_hooks for at in objective.converter.bottlenecks.values()), "left behind"
