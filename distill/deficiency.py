@@ -170,9 +170,13 @@ def hinge(entropies: Sequence[Tensor], target: float) -> Tensor:
 
 
 def variance(y: Tensor) -> Tensor:
-    """Variance of an answer (b q e) over clips and tokens, mean over channels; of a lone token its square."""
-    rows = y.float().flatten(0, 1)
-    return (rows.var(dim=0, unbiased=False) if len(rows) > 1 else rows.square()).mean()
+    """Variance of an answer (b q e) over clips and tokens, mean over channels, without bias from any number of clips:
+    tokens of a clip are alike, so the square of the mean is taken between clips only. Of a lone clip the mean square.
+    """
+    y, b = y.float(), len(y)
+    means = y.mean(dim=1)
+    squared = (means.sum(dim=0).square() - means.square().sum(dim=0)) / max(b * (b - 1), 1)
+    return (y.square().mean() - squared.mean()).clamp(min=0)
 
 
 def relative_jacobian(

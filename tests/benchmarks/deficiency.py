@@ -50,7 +50,7 @@ def main() -> None:
     parser.add_argument("--families", nargs="+", default=list(FAMILIES))
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=200, help="of training on the oracle")
+    parser.add_argument("--steps", type=int, default=300, help="of training on the oracle")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
@@ -155,7 +155,7 @@ def started(oracle: FieldOracle, ridge: Ridge, rank: int | str) -> Converter:
 
 def train(converter: Converter, oracle: FieldOracle, *, weight: float, steps: int) -> None:
     generator = torch.Generator().manual_seed(1)
-    optimizer = torch.optim.Adam(converter.parameters(), lr=1e-3)
+    optimizer = torch.optim.Adam(converter.parameters(), lr=3e-3)
     for _ in range(steps):
         student, teacher = oracle.sample(16, generator)
         optimizer.zero_grad()

@@ -186,10 +186,13 @@ def test_no_scale_of_the_answer_makes_the_term_less() -> None:
     assert float(term().detach()) == pytest.approx(float(first.detach()), rel=1e-3)
 
 
-def test_variance_of_many_tokens_and_of_one() -> None:
-    y = draw(3, 5, 4) + 10
-    assert float(variance(y)) == pytest.approx(float(y.flatten(0, 1).var(dim=0, unbiased=False).mean()))
-    assert float(variance(torch.full((1, 1, 4), 2.0))) == 4
+def test_variance_is_that_of_all_clips_however_few_there_are() -> None:
+    y = draw(400, 5, 4) + draw(400, 1, 4, seed=1) + 10
+    whole = float(y.flatten(0, 1).var(dim=0).mean())
+    assert float(variance(y)) == pytest.approx(whole, rel=0.01)
+    assert float(torch.stack([variance(pair) for pair in y.split(2)]).mean()) == pytest.approx(whole, rel=0.1)
+    assert float(variance(y[:3] + 5)) == pytest.approx(float(variance(y[:3])), rel=1e-3), "an offset is no variance"
+    assert float(variance(torch.full((1, 2, 4), 2.0))) == 4 and float(variance(torch.full((3, 2, 4), 2.0))) == 0
 
 
 # --- measures

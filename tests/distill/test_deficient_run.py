@@ -138,7 +138,8 @@ def check_an_arm_is_as_alone(arm: Path, alone: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("zero", [0, 1])
 def test_every_family_in_every_deficiency_on_two_ranks(zero: int, tiny: list[str], tmp_path: Path) -> None:
-    """The same losses and measures as on one, with the twins that nobody named."""
+    """The same losses and measures as on one, with the twins that nobody named; a Jacobian's directions and variance
+    are a rank's own."""
     kinds = ("{kind: combined, rank: 2, nuclear: 0.01, ratio: 0.5}", "{kind: jacobian, strength: 0.1, every: 1}")
     arms = {f"{family}{number}": (family, kind) for family in FAMILIES_RUN for number, kind in enumerate(kinds)}
     rest = [word for word in tiny if not word.startswith(("recipe=", "converter."))]
@@ -157,13 +158,15 @@ def test_every_family_in_every_deficiency_on_two_ranks(zero: int, tiny: list[str
     for name, (family, _) in arms.items():
         folders = [tmp_path / "runs" / ranks / name for ranks in ("one", "two")]
         one, two = map(losses, folders)
-        assert len(one) == 6 and list(one.values()) == pytest.approx(list(two.values()), rel=1e-3)
+        assert len(one) == len(two) == 6 and one[1] == pytest.approx(two[1], rel=1e-3)
         ours, theirs = (summary(folder)["deficiency"] for folder in folders)
         twin = "perceiver" if family == "perceiver" else f"{family}0/twin"
         assert ours["twin"] == theirs["twin"] == twin
-        ours, theirs = (at["targets"]["videomae"] | at["from_twin"]["videomae"] for at in (ours, theirs))
-        for key in ("r2c", "effective_rank", "jacobian"):
-            assert ours[key]["value"] == pytest.approx(theirs[key]["value"], rel=0.05, abs=2e-3), (name, key)
+        if name.endswith("0"):
+            assert list(one.values()) == pytest.approx(list(two.values()), rel=1e-3)
+            mine, other = (at["from_twin"]["videomae"] for at in (ours, theirs))
+            for key in ("r2c", "r2c_masked", "k", "effective_rank", "jacobian"):
+                assert mine[key]["value"] == pytest.approx(other[key]["value"], rel=1e-3, abs=1e-3), (name, key)
 
 
 def test_a_rank_above_the_width_dies_before_extraction(

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from converters import Converter, create_converter
-from distill.deficiency import effective_rank
+from distill.deficiency import effective_rank, variance
 from distill.fit import set_normalisers, set_skips, solve_ridges
 from distill.spectrum import map_ranks, measure
 from shards.ranks import Ranks
@@ -63,8 +63,8 @@ def exact_jacobian(converter: Converter, student: torch.Tensor) -> float:
     x = torch.zeros(1, *student.shape[1:], requires_grad=True)
     y = converter(x * converter.student_normaliser.scale, standardised=True)["teacher"].flatten()
     rows = [torch.autograd.grad(one, x, retain_graph=True)[0] for one in y]
-    answers = converter(student, standardised=True)["teacher"].detach().flatten(0, 1)
-    return float(torch.stack(rows).square().sum() / len(y) / answers.var(dim=0, unbiased=False).mean())
+    answers = converter(student, standardised=True)["teacher"].detach()
+    return float(torch.stack(rows).square().sum() / len(y) / variance(answers))
 
 
 def test_singular_values_are_of_the_effective_maps(store: FeatureStore, converters: dict[str, Converter]) -> None:
