@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from recipes.check import FLOORS, RecipeError, validate
+from recipes.check import BESIDE, RecipeError, validate
 from recipes.compose import from_yaml, load_recipe, to_yaml
 from recipes.schema import Recipe
 
@@ -190,7 +190,7 @@ def test_a_contest_or_a_converter() -> None:
 
 
 def test_floors_are_those_of_the_schema() -> None:
-    assert list(FLOORS) == load_recipe(["recipe=contest_vivit"]).evaluate.floors
+    assert [*BESIDE] == [*load_recipe(["recipe=contest_vivit"]).evaluate.floors, "twin"]
 
 
 def test_all_mistakes_at_once() -> None:
