@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from converters.precision import without_autocast
 
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
-Watch = Callable[[Tensor, Tensor, Tensor | None], object]
+Watch = Callable[[Tensor], object]
+ROWS = 64  # asking tokens that a watch is shown
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -40,10 +41,11 @@ class Attention(nn.Module):
     mean token. attend: what the heads do, exactly by default (converters.approximation has others).
     """
 
+    watch: Watch | None = None
+
     def __init__(self, width: int, heads: int, *, attend: Attend = attend) -> None:
         super().__init__()
         self.heads, self.attend = heads, attend
-        self.watch: Watch | None = None
         self.norm, self.memory_norm = nn.LayerNorm(width), nn.LayerNorm(width)
         self.query, self.keys_values = nn.Linear(width, width), nn.Linear(width, 2 * width)
         self.out = nn.Linear(width, width)
@@ -58,14 +60,22 @@ class Attention(nn.Module):
         k, v = self.keys_values(self.memory_norm(memory)).chunk(2, dim=-1)
         q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (q, k, v))
         if self.watch is not None:
-            self.watch(q, k, bias)
+            self.watch(some_logits(q, k, bias))
         return self.out(self.attend(q, k, v, bias).transpose(1, 2).flatten(2))
+
+
+def some_logits(q: Tensor, k: Tensor, bias: Tensor | None = None, *, rows: int = ROWS) -> Tensor:
+    """q k' / sqrt(c) + bias, float32, for at most `rows` evenly spaced asking tokens."""
+    q = q[:, :, :: -(-q.shape[2] // rows)].float()
+    logits = (q @ k.float().transpose(-1, -2)).float() * q.shape[-1] ** -0.5
+    return logits if bias is None else logits + bias
 
 
 @contextmanager
 def watched(module: nn.Module, watch: Watch) -> Iterator[None]:
-    """Within it, `watch` is called with queries (b h q c), keys (b h m c) and bias of every attention in `module`."""
-    inside = [part for part in module.modules() if isinstance(part, Attention)]
+    """Within it, `watch` is called with the logits (.. q m) of every softmax over m tokens in `module`: a module that
+    takes one has an attribute `watch` and calls it where it is not None."""
+    inside = [part for part in module.modules() if hasattr(part, "watch")]
     try:
         for part in inside:
             part.watch = watch

@@ -1,14 +1,16 @@
 """The bottleneck of a low-rank converter: skip and branch answer in k channels, which one map per target spreads to e.
 
 All that is converted passes through that map U, so that its rank bounds the whole answer: a rank kept from the branch
-alone would leak through the skip. With the maps V that end skip and branch it factorises each of them, W = U V, and at
-full k a penalty on the factors is one on the singular values (distill.deficiency.nuclear).
-Axes: e target width, k rank, n inputs of a map.
+alone would leak through the skip. With the maps V that end skip and branch it factorises each of them, W = U V; with
+what passes through it, it factorises the answer, and a penalty on both is one on the answer's singular values
+(distill.deficiency.nuclear).
+Axes: b clips, q target tokens, e target width, k rank, n inputs of a map.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Literal
 
@@ -56,6 +58,28 @@ def narrowed(targets: Mapping[str, TokenLayout], rank: Rank | None) -> dict[str,
     if rank is None or rank == "full":
         return dict(targets)
     return {name: replace(layout, dim=rank) for name, layout in targets.items()}
+
+
+def new_bottlenecks(targets: Mapping[str, TokenLayout], rank: Rank | None) -> dict[str, Bottleneck]:
+    """One for every target; none where no rank was asked for."""
+    if rank is None:
+        return {}
+    return {name: Bottleneck(layout.dim if rank == "full" else rank, layout.dim) for name, layout in targets.items()}
+
+
+@contextmanager
+def passing(bottlenecks: Mapping[str, Bottleneck], found: dict[str, Tensor]) -> Iterator[None]:
+    """Within it, `found` takes what goes into each bottleneck, (b q k)."""
+
+    def keep(name: str) -> Callable[[nn.Module, tuple[Tensor]], None]:
+        return lambda module, inputs: found.update({name: inputs[0]})
+
+    handles = [at.register_forward_pre_hook(keep(name)) for name, at in bottlenecks.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 @torch.no_grad()

@@ -1,15 +1,15 @@
 """Deficiency: what a converter is deliberately deprived of, how much of it at which step, and how it is measured.
 
-low rank   |U|^2 + |V|^2 of the factors of its last maps, half of which is at its least the sum of their singular values
-           (variational nuclear norm: Srebro et al. 2005); the maps are those that all converted tokens pass through,
-           the skip's as well as the branch's output (converters.bottleneck)
+low rank   |U|^2 + |z|^2 of the answer's factors, half of which is at its least the sum of the answer's singular values
+           (variational nuclear norm: Srebro et al. 2005); all converted tokens pass through U, the skip's answer as
+           well as the branch's (converters.bottleneck)
 masking    tubes of student tokens, the same places at all times (VideoMAE: Tong et al. 2022), and a hinge on the
            entropy of attention: a norm of softmax weights is constant, their entropy is not
 Jacobian   |J|_F^2 by random directions (Hutchinson 1989) and finite differences, in units of the answer's variance:
            else it would be met by answering less
 
 What is random in a step is a function of (seed, step) alone. All here is pure: modules come in as functions.
-Axes: b clips, s student tokens, q tokens of an answer, d student width, e target width, h heads, m tokens of a memory,
+Axes: b clips, s student tokens, q tokens of an answer, d student width, e target width, m tokens of a memory,
 r random directions.
 """
 
@@ -29,7 +29,6 @@ from teachers.layout import TokenLayout
 
 Answer = Callable[[Tensor], Mapping[str, Tensor]]  # student tokens (b s d) -> {target: (b q e)}
 NEAR = 1e-2  # of a deviation of the input: how far finite differences look. Rounding is 1e-5 of it, curvature small
-ROWS = 64  # asking tokens of an attention whose entropy is taken
 TINY = 1e-6  # variance below which an answer counts as constant
 MASKS, DIRECTIONS, TEST = 1, 2, 3  # what a generator is for
 
@@ -38,7 +37,7 @@ MASKS, DIRECTIONS, TEST = 1, 2, 3  # what a generator is for
 class Dials:
     """A training's deficiency at every step: zero until `zero_until` of the steps, whole from `full_from` on.
 
-    nuclear, entropy, jacobian: weights in the loss. rank: of the converter's last maps, "full" for factors without a
+    nuclear, entropy, jacobian: weights in the loss. rank: of what is answered, "full" for factors without a
     limit, None for none. ratio: share of places that are hidden; None: nothing is. entropy_target: share of log m down
     to which attention is drawn together. every, directions, outputs: the Jacobian's steps, random directions, and
     answered tokens of a target that it looks at.
@@ -90,13 +89,22 @@ class Dials:
             return 1.0
         return max(0.0, (done - self.zero_until) / max(self.full_from - self.zero_until, 1e-9))
 
-    def mask(self, student: TokenLayout, step: int | None) -> Tensor | None:
-        """(s,) bool: the tokens hidden at a step, on the CPU, or in a test (None); None if none ever is."""
+    def mask(self, student: TokenLayout, step: int) -> Tensor | None:
+        """(s,) bool: the tokens hidden at a step, on the CPU; None if none ever is."""
         if self.ratio is None:
             return None
-        place = (TEST,) if step is None else (MASKS, step)
-        ratio = self.ratio * (1 if step is None else self.dial(step))
-        return tube_mask(student, ratio, generator(self.seed, *place))
+        return tube_mask(student, self.ratio * self.dial(step), generator(self.seed, MASKS, step))
+
+    def test_masks(self, student: TokenLayout, count: int) -> list[Tensor]:
+        """Masks to test with. A larger ratio hides what a smaller one does, and more."""
+        if self.ratio is None:
+            return []
+        return [tube_mask(student, self.ratio, generator(self.seed, TEST, number)) for number in range(count)]
+
+    def amounts(self) -> dict[str, float | str]:
+        """How much of everything, whole; what is not taken is left out."""
+        found = {"nuclear": self.nuclear, "rank": self.rank, "mask_ratio": self.ratio, "entropy": self.entropy}
+        return {name: value for name, value in (found | {"jacobian": self.jacobian}).items() if value}
 
     def looks_at_jacobian(self, step: int) -> bool:
         return self.jacobian > 0 and step % self.every == 0 and self.dial(step) > 0
@@ -116,10 +124,16 @@ def generator(*numbers: int, device: torch.device | str = "cpu") -> torch.Genera
 # --- low rank
 
 
-def nuclear(factors: Sequence[Tensor], *, width: int) -> Tensor:
-    """Half the sum of squares of the factors, per channel of the target: as the squared error is a mean over channels,
-    a weight of w takes w / 2 from every singular value where inputs are white, at any width."""
-    return sum((factor.float().square().sum() for factor in factors), start=factors[0].new_zeros(())) / (2 * width)
+def nuclear(spread: Tensor, passed: Tensor) -> Tensor:
+    """(|U|^2 + mean |z|^2) / 2e of a bottleneck's U (e k) and of what passes through it, z (b q k).
+
+    At its least over all factors of the same answers Y = z U' (n e), n tokens, the sum of the singular values of
+    Y / sqrt(n) per channel. As the squared error is a mean over channels, a weight of w takes w / 2 from every one. The
+    maps V that make z are not in it: a branch meets a penalty on its last map by larger activations, and answers as
+    before (on an oracle a penalty so halved nine times over left R2 at 0.99).
+    """
+    e = len(spread)
+    return (spread.float().square().sum() + passed.float().square().sum(dim=-1).mean()) / (2 * e)
 
 
 # --- masking
@@ -137,15 +151,13 @@ def tube_mask(student: TokenLayout, ratio: float, generator: torch.Generator) ->
     return torch.cat([hidden.repeat(t), torch.zeros(len(student.special), dtype=torch.bool)])
 
 
-def attention_entropy(q: Tensor, k: Tensor, bias: Tensor | None = None, *, rows: int = ROWS) -> Tensor:
-    """Mean entropy of softmax(q k' / sqrt(c) + bias) as a share of log m, over heads and at most `rows` evenly spaced
-    queries. q (b h q c), k (b h m c), bias (b 1 1 m). 1: attention is uniform; 0: on a token each."""
-    count, memory = q.shape[2], k.shape[2]
+def attention_entropy(logits: Tensor) -> Tensor:
+    """Mean entropy of the softmax of logits (.. q m), as a share of log m. 1: attention is uniform; 0: on a token
+    each."""
+    memory = logits.shape[-1]
     if memory < 2:
-        return q.new_zeros((), dtype=torch.float32)
-    q = q[:, :, :: -(-count // rows)].float()
-    logits = q @ k.float().transpose(-1, -2) * q.shape[-1] ** -0.5
-    logs = F.log_softmax(logits.float() if bias is None else logits.float() + bias, dim=-1)
+        return logits.new_zeros((), dtype=torch.float32)
+    logs = F.log_softmax(logits.float(), dim=-1)
     return -(logs.exp() * logs).sum(dim=-1).mean() / math.log(memory)
 
 
@@ -158,9 +170,13 @@ def hinge(entropies: Sequence[Tensor], target: float) -> Tensor:
 
 
 def variance(y: Tensor) -> Tensor:
-    """Variance of an answer (b q e) over clips and tokens, mean over channels; of a lone token its square."""
-    rows = y.float().flatten(0, 1)
-    return (rows.var(dim=0, unbiased=False) if len(rows) > 1 else rows.square()).mean()
+    """Variance of an answer (b q e) over clips and tokens, mean over channels, without bias from any number of clips:
+    tokens of a clip are alike, so the square of the mean is taken between clips only. Of a lone clip the mean square.
+    """
+    y, b = y.float(), len(y)
+    means = y.mean(dim=1)
+    squared = (means.sum(dim=0).square() - means.square().sum(dim=0)) / max(b * (b - 1), 1)
+    return (y.square().mean() - squared.mean()).clamp(min=0)
 
 
 def relative_jacobian(

@@ -6,15 +6,11 @@ from collections.abc import Callable, Sequence
 
 from distill.compensation import Asked, check_head
 from distill.survival import check_tasks
-from shards.store import SPLITS, FeatureStore
+from shards.store import FeatureStore
 
 
 def check_store(store: FeatureStore, *, probes: Sequence[str], head: Asked, say: Callable[[str], None]) -> None:
     """Raises ValueError where refusals have emptied a split, and where labels do not suffice for probes or heads."""
-    for split in SPLITS:
-        if not store.indices(split):
-            raise ValueError(
-                f"no {split} clip is left of {len(store)}: {len(store.refused)} were refused; give more videos"
-            )
+    store.check_splits()
     check_tasks(store, probes, say)
     check_head(store, head)

@@ -6,12 +6,14 @@ Axes: b clips, s student tokens, q target tokens, d student width, e teacher wid
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from converters.attention import watched
+from converters.bottleneck import passing
 from converters.converter import Converter
 from converters.precision import without_autocast
 from distill import losses
@@ -26,6 +28,15 @@ from distill.deficiency import (
 )
 
 TERMS = ("mse", "smooth_l1", "cosine", "gram", "moments")
+
+
+@dataclass
+class Seen:
+    """What a deficiency looks at inside a converter while it answers: entropies of attention, and target -> what passes
+    its bottleneck."""
+
+    entropies: list[Tensor] = field(default_factory=list)
+    passed: dict[str, Tensor] = field(default_factory=dict)
 
 
 class Objective(nn.Module):
@@ -66,8 +77,7 @@ class Objective(nn.Module):
         positions, student = dict(positions or {}), batch["student"]
         mask = self.dials.mask(self.converter.student, step) if self.dials else None
         mask = None if mask is None else mask.to(student.device)
-        entropies: list[Tensor] = []
-        with self._watching(entropies):
+        with self._watching() as seen:
             converted = self.converter(student, positions=positions or None, standardised=True, mask=mask)
         terms: dict[str, Tensor] = {}
         total = student.new_zeros((), dtype=torch.float32)
@@ -79,23 +89,30 @@ class Objective(nn.Module):
                 value = self._term(term, ours, theirs)
                 terms[f"{name}/{term}"] = value.detach()
                 total = total + weight * value / len(converted)
-        for name, weight, value in self._deficits(student, converted, positions, entropies, step):
+        for name, weight, value in self._deficits(student, converted, positions, seen, step):
             terms[name] = value.detach()
             total = total + weight * value
         return {"loss": total, **terms}
 
-    def _watching(self, entropies: list[Tensor]) -> AbstractContextManager[None]:
-        """Within it, the converter's attentions tell their entropies, where the deficiency asks for them."""
-        if self.dials is None or not self.dials.entropy:
-            return nullcontext()
-        return watched(self.converter, lambda q, k, bias: entropies.append(attention_entropy(q, k, bias)))
+    @contextmanager
+    def _watching(self) -> Iterator[Seen]:
+        """Within it, the converter shows what the deficiency asks for."""
+        seen = Seen()
+        with ExitStack() as stack:
+            if self.dials is not None and self.dials.entropy:
+                stack.enter_context(
+                    watched(self.converter, lambda logits: seen.entropies.append(attention_entropy(logits)))
+                )
+            if self.dials is not None and self.dials.nuclear:
+                stack.enter_context(passing(self.converter.bottlenecks, seen.passed))
+            yield seen
 
     def _deficits(
         self,
         student: Tensor,
         converted: Mapping[str, Tensor],
         positions: Mapping[str, Tensor],
-        entropies: list[Tensor],
+        seen: Seen,
         step: int,
     ) -> Iterator[tuple[str, float, Tensor]]:
         """(name, weight, value) of what the deficiency adds at a step; the same names on every rank."""
@@ -105,10 +122,10 @@ class Objective(nn.Module):
         dial, share = dials.dial(step), 1 / len(converted)
         if dials.nuclear:
             for name in converted:
-                value = nuclear(self.converter.factors(name), width=self.converter.targets[name].dim)
+                value = nuclear(self.converter.bottlenecks[name].weight, seen.passed[name])
                 yield f"{name}/nuclear", dial * dials.nuclear * share, value
-        if entropies:
-            yield "entropy", dial * dials.entropy, hinge(entropies, dials.entropy_target)
+        if seen.entropies:
+            yield "entropy", dial * dials.entropy, hinge(seen.entropies, dials.entropy_target)
         if dials.looks_at_jacobian(step):
             # so much more weight as it is seldom taken (lazy regularisation: Karras et al., StyleGAN2, 2020)
             weight = dial * dials.jacobian * dials.every * share

@@ -180,10 +180,18 @@ class FieldOracle(Fields):
         what can be predicted, B diag(mean r) B' (Eckart and Young 1936)."""
         if rank is None:
             return self.mean_reliability()
-        mean = self.reliability().mean(dim=1).expand(self.channels)
-        reading = self.reading.double()
-        values = torch.linalg.eigvalsh(reading * mean @ reading.T)
-        return float(values.flip(0)[:rank].sum() / reading.square().sum())
+        return float(self._predictable()[:rank].sum() / self.reading.double().square().sum())
+
+    def shrunk_r2(self, taken: float) -> float:
+        """Of the best answers, so much taken from every singular value (per token): where a nuclear norm leads."""
+        values = self._predictable()
+        left = (values.sqrt() - taken).clamp(min=0)
+        return float((2 * left * values.sqrt() - left.square()).sum() / self.reading.double().square().sum())
+
+    def _predictable(self) -> Tensor:
+        """Variances of the components of what can be predicted, falling."""
+        mean, reading = self.reliability().mean(dim=1).expand(self.channels), self.reading.double()
+        return torch.linalg.eigvalsh(reading * mean @ reading.T).flip(0).clamp(min=0)
 
     def bayes(self, student_tokens: Tensor) -> Tensor:
         """The best possible conversion itself, (b s d) -> (b q e)."""

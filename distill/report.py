@@ -6,14 +6,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from distill.floors import MAIN
+from distill.curve import curve_lines
+from distill.floors import MAIN, TWIN
 from distill.head_table import head_lines
 from distill.runfolder import RunFolder
-from distill.table import COST, cost_cells, format_table, number, shortened
+from distill.table import COST, cost_cells, difference, format_table, number, shortened, spread
 from shards.column import STUDENT
 from shards.store import FeatureStore
 
 Summary = dict[str, Any]
+APART = ("targets", "from_twin")  # of what a summary says of a deficiency, what the card leaves out
 SHOWN = ("r2c", "r2", "cos_std", "cka", "nmse", "cosine")
 STANDIN_WARNING = (
     "The backbones are stand-ins: two random layers each, in which pixels alone predict the teacher well. "
@@ -49,7 +51,7 @@ def comparison(summaries: Mapping[str, Summary]) -> list[str]:
         elif gain := first["gain"].get(target):
             lines.append(f"gain over ridge, paired: {difference(gain)}")
         lines += mark_lines(first["marks"].get(target, {}))
-    return lines + deficiency_lines(summaries) + survival_lines(summaries) + head_lines(summaries)
+    return lines + curve_lines(summaries) + survival_lines(summaries) + head_lines(summaries)
 
 
 def target_table(summaries: Mapping[str, Summary], target: str) -> str:
@@ -60,7 +62,8 @@ def target_table(summaries: Mapping[str, Summary], target: str) -> str:
     floors: dict[str, dict[str, dict[str, float | None]]] = {}
     for name, summary in summaries.items():
         for floor, by_target in summary["floors"].items():
-            if target in by_target:
+            shown = floor == TWIN and summary["deficiency"]["twin"] in summaries
+            if target in by_target and not shown:
                 floors.setdefault(floor, {})[name] = by_target[target]
     for floor, by_contestant in floors.items():
         first, *others = by_contestant.values()
@@ -90,23 +93,6 @@ def standings(summaries: Mapping[str, Summary], target: str) -> list[str]:
     return [table, *(f"{best} {verdict} {', '.join(rivals)}" for verdict, rivals in verdicts.items() if rivals)]
 
 
-def deficiency_lines(summaries: Mapping[str, Summary]) -> list[str]:
-    """What every contestant was deprived of and what that left; none where nobody was."""
-    rows = []
-    for name, summary in summaries.items():
-        found = summary["deficiency"]
-        for target, left in found["targets"].items() if found else ():
-            recovery, ranks, mask = left["rank_recovery"], left["effective_rank"], left.get("mask")
-            cells = [f"{recovery['k']} of {recovery['of']}"]
-            cells += [f"{number(ranks['converted'], 1)} ({number(ranks['teacher'], 1)})"]
-            cells += [number(left["jacobian"]["value"]), number(mask["on"]) if mask else ""]
-            rows.append([name, target, f"{found['kind']} {found['strength']:g}", *cells])
-    if not rows:
-        return []
-    head = [MAIN, "target", "deficiency", "k*", "eff. rank (teacher)", "|J|^2 / var", "r2c masked"]
-    return ["", "what the deficiency left, on test", "", format_table(head, rows)]
-
-
 def survival_lines(summaries: Mapping[str, Summary]) -> list[str]:
     """For every contestant and kind of probe a table of what is told from its tokens; none without probes."""
     lines = []
@@ -134,11 +120,6 @@ def survival_table(summary: Summary, kind: str) -> str:
     return format_table(["task", STUDENT, *(shortened(target, 18) for target in probes), "chance"], rows)
 
 
-def difference(found: Mapping[str, float | None]) -> str:
-    """A paired difference with its interval."""
-    return f"{number(found['value'], 4)} ({spread(found['low'], found['high'], 4)})"
-
-
 def cost_line(cost: Mapping[str, Any]) -> str:
     return (
         f"{cost['parameters'] / 1e6:.2f} M parameters, {cost['macs'] / 1e9:.2f} GMAC and "
@@ -164,10 +145,6 @@ def row(name: str, found: dict[str, float | None], low_high: list[float | None] 
     return [name, number(found["r2c"]), between, *(number(found[metric]) for metric in SHOWN[1:])]
 
 
-def spread(low: float | None, high: float | None, digits: int = 3) -> str:
-    return f"{number(low, digits)} .. {number(high, digits)}"
-
-
 def model_card(summary: dict[str, Any], store: FeatureStore) -> dict[str, Any]:
     """The entries of converters.bundle's card."""
     names = (STUDENT, *summary["targets"])
@@ -181,6 +158,6 @@ def model_card(summary: dict[str, Any], store: FeatureStore) -> dict[str, Any]:
             "clips": summary["clips"],
             "floors": summary["floors"],
             "gain": summary["gain"],
-            "deficiency": {key: value for key, value in (summary["deficiency"] or {}).items() if key != "targets"},
+            "deficiency": {key: value for key, value in (summary["deficiency"] or {}).items() if key not in APART},
         },
     }

@@ -25,10 +25,10 @@ from distill.objective import TERMS, Objective
 from distill.report import end_table, model_card
 from distill.resume import States, flatten, resume_point, saver
 from distill.runfolder import RunFolder, timestamp
-from distill.selection import Choice, choose_weights, validation_r2c
+from distill.selection import Choice, choose_weights, log_choices, validation_r2c
 from distill.spectrum import map_ranks
 from distill.summary import evaluate
-from distill.train import Learner, NotFinite, Stopped, StopRequest, sampled_positions, train
+from distill.train import Learner, NotFinite, Report, Stopped, StopRequest, sampled_positions, train
 from recipes.check import RecipeError
 from recipes.compose import load_recipe, to_yaml
 from recipes.contest import contestants, keyed_converters, run_base
@@ -85,7 +85,10 @@ def distill(recipe: Recipe, ranks: Ranks) -> dict[str, dict[str, Any]]:
         folder.rewind(start)
         folder.write("recipe.yaml", to_yaml(recipes[name]))
 
-    floors = Floors(converters, store, asked=recipe.evaluate.floors, seed=recipe.train.seed, ranks=ranks)
+    deficient = [name for name, own in recipes.items() if own.deficiency]
+    floors = Floors(
+        converters, store, asked=recipe.evaluate.floors, seed=recipe.train.seed, ranks=ranks, deficient=deficient
+    )
     learners = build_learners(recipes, floors, states, ranks)
     save = saver(learners, floors, folders, settings, ranks)
     try:
@@ -179,19 +182,7 @@ def train_converters(
     """Trains all converters from one read of the data, and leaves each with the weights that are better on val. Returns
     by label which these were, and their r2c there."""
     recipe, store = next(iter(recipes.values())), floors.store
-    setting = recipe.train
-
-    def report(step: int, losses: dict[str, dict[str, float]]) -> None:
-        for name, folder in folders.items():
-            folder.log_losses(step, floors.part(name, losses), main=MAIN)
-
-    def validate(step: int) -> None:
-        found = validation_r2c(floors.contestants, store, queries=setting.queries, ranks=ranks)
-        for name, folder in folders.items():
-            folder.log_scores(step, "val", "r2c", finite(found[name]))
-            if recipes[name].deficiency:
-                folder.log_scores(step, "val", "map_rank", map_ranks(floors.contestants[name]))
-
+    setting, (report, validate) = recipe.train, logs(recipes, floors, folders, ranks)
     with read_batches(recipe, store, ranks) as reader, StopRequest() as asked_to_stop:
         train(
             learners,
@@ -208,14 +199,28 @@ def train_converters(
             asked_to_stop=asked_to_stop,
         )
     chosen = choose_weights(learners, floors.trained, store, queries=setting.queries, ranks=ranks)
-    for contestant, folder in folders.items():
-        for name, choice in floors.part(contestant, chosen).items():
-            learner = None if name == MAIN else name
-            r2c, weights = finite(choice.r2c), choice.weights
-            folder.log_scores(setting.steps, "val", "r2c", r2c, converter=learner, weights=weights)
-    if ranks.main:
-        print(*(f"{name}: {choice.weights} weights, chosen on val" for name, choice in chosen.items()), sep="\n")
+    log_choices(chosen, floors, folders, step=setting.steps, ranks=ranks)
     return chosen
+
+
+def logs(
+    recipes: Mapping[str, Recipe], floors: Floors, folders: Mapping[str, RunFolder], ranks: Ranks
+) -> tuple[Report, Callable[[int], None]]:
+    """What takes down a step's losses, and what validates."""
+
+    def report(step: int, losses: dict[str, dict[str, float]]) -> None:
+        for name, folder in folders.items():
+            folder.log_losses(step, floors.part(name, losses), main=MAIN)
+
+    def validate(step: int) -> None:
+        queries = next(iter(recipes.values())).train.queries
+        found = validation_r2c(floors.contestants, floors.store, queries=queries, ranks=ranks)
+        for name, folder in folders.items():
+            folder.log_scores(step, "val", "r2c", finite(found[name]))
+            if recipes[name].deficiency:
+                folder.log_scores(step, "val", "map_rank", map_ranks(floors.contestants[name]))
+
+    return report, validate
 
 
 def read_batches(recipe: Recipe, store: FeatureStore, ranks: Ranks) -> BatchReader:

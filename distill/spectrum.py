@@ -8,7 +8,7 @@ Axes: b clips, q tokens of a target, e target width.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -29,25 +29,10 @@ TRAIN_CLIPS = 512  # from which the teacher's components come, at most
 JACOBIAN = {"clips": 4, "queries": 16, "directions": 16}
 SHOWN = 64  # leading values of a spectrum that a summary keeps
 BIAS = (
-    "effective ranks of few tokens are biased low, tokens of a clip are alike, and noise raises them: compare only "
-    "with the teacher's, taken on the same tokens"
+    "effective ranks of few tokens are biased low (of_half shows by how much), tokens of a clip are alike, and noise "
+    "raises them: compare only with the teacher's or a twin's, taken on the same tokens"
 )
 Found = dict[str, dict[str, Any]]  # target -> measure -> numbers
-
-
-@dataclass(frozen=True)
-class Masked:
-    """A converter to which part of the clip is hidden, as a candidate for scores. mask: (s,) bool."""
-
-    converter: Converter
-    mask: Tensor
-
-    @property
-    def targets(self) -> Mapping[str, Any]:
-        return self.converter.targets
-
-    def __call__(self, tokens: Tensor, *, positions: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
-        return self.converter(tokens, positions=positions, mask=self.mask.to(tokens.device))
 
 
 class Moments:
@@ -75,6 +60,12 @@ class Moments:
             ranks.sum_(sums)
         return self
 
+    def __add__(self, other: Moments) -> Moments:
+        both = Moments(self.basis)
+        both.rows, both.sums = self.rows + other.rows, self.sums + other.sums
+        both.products, both.error = self.products + other.products, self.error + other.error
+        return both
+
     def spectrum(self, which: int) -> Tensor:
         """Singular values of the tokens around their mean, per token, falling: (e,). 0: converted, 1: the teacher's."""
         mean = self.sums[which] / self.rows
@@ -86,40 +77,52 @@ class Moments:
 def measure(store: FeatureStore, converters: Mapping[str, Converter], *, seed: int, ranks: Ranks) -> dict[str, Found]:
     """Of every converter and target: effective_rank, rank_recovery, singular_values and jacobian.
 
-    effective_rank: of converted and of the teacher's `tokens`, from `clips` test clips. rank_recovery: `r2` of the
-    teacher's leading components and `k`, how many of all exceed 0.5. singular_values: of the last maps by part.
-    jacobian: |J|_F^2 per answered channel over the answer's variance on a few clips, with the standard error of the
-    random directions.
+    effective_rank: of converted and of the teacher's `tokens`, from `clips` test clips, and `of_half`, the mean of the
+    same from every other clip and from the rest: what it falls short of the whole is a scale for the bias that is left.
+    rank_recovery: `r2` of the teacher's leading components and `k`, how many of all exceed 0.5. singular_values: of the
+    last maps by part. jacobian: |J|_F^2 per answered channel over the answer's variance on a few clips, with the
+    standard error of the random directions.
     """
-    first, test = next(iter(converters.values())), store.indices("test")
-    positions = {
-        name: stratified(layout, QUERIES, generator(seed, TEST)) if layout.grid else torch.arange(layout.num_tokens)
-        for name, layout in first.targets.items()
-    }
-    statistics = {name: at(frozen_statistics(store, name), where).to(ranks.device) for name, where in positions.items()}
-    bases = components(store, positions, statistics, ranks)
-    sums = {label: {name: Moments(basis) for name, basis in bases.items()} for label in converters}
-    columns, mine = [STUDENT, *first.targets], test[ranks.rank :: ranks.world]
-    with tqdm(total=len(mine), desc="spectrum", unit="clip", disable=not ranks.main, dynamic_ncols=True) as progress:
-        for batch in scan(store, indices=mine, columns=columns, device=ranks.device):
-            for label, converter in converters.items():
-                for name, tokens in converter(batch[STUDENT], positions=positions).items():
-                    theirs = batch[name].index_select(1, positions[name].to(ranks.device))
-                    ours, theirs = (standardised(rows, statistics[name]) for rows in (tokens, theirs))
-                    sums[label][name].update(ours, theirs)
-            progress.update(len(batch["indices"]))
+    test = store.indices("test")
+    sums = moments(store, converters, test, seed=seed, ranks=ranks)
     steep = steepness(store, converters, test[: JACOBIAN["clips"]], seed=seed, ranks=ranks)
     return {
         label: {
             name: {
-                **told(moments.reduce(ranks), clips=len(test)),
+                **told([half.reduce(ranks) for half in halves], clips=len(test)),
                 "singular_values": spectra(converters[label], name),
                 "jacobian": steep[label][name],
             }
-            for name, moments in by_target.items()
+            for name, halves in by_target.items()
         }
         for label, by_target in sums.items()
     }
+
+
+def moments(
+    store: FeatureStore, converters: Mapping[str, Converter], test: Sequence[int], *, seed: int, ranks: Ranks
+) -> dict[str, dict[str, list[Moments]]]:
+    """By converter and target this rank's sums over every other clip, and over the rest."""
+    layouts = next(iter(converters.values())).targets
+    positions = {
+        name: stratified(layout, QUERIES, generator(seed, TEST)) if layout.grid else torch.arange(layout.num_tokens)
+        for name, layout in layouts.items()
+    }
+    statistics = {name: at(frozen_statistics(store, name), where).to(ranks.device) for name, where in positions.items()}
+    bases = components(store, positions, statistics, ranks)
+    sums = {label: {name: [Moments(at_), Moments(at_)] for name, at_ in bases.items()} for label in converters}
+    odd_clips, mine = set(test[1::2]), test[ranks.rank :: ranks.world]
+    with tqdm(total=len(mine), desc="spectrum", unit="clip", disable=not ranks.main, dynamic_ncols=True) as progress:
+        for batch in scan(store, indices=mine, columns=[STUDENT, *layouts], device=ranks.device):
+            odd = torch.tensor([index in odd_clips for index in batch["indices"].tolist()], device=ranks.device)
+            for label, converter in converters.items():
+                for name, tokens in converter(batch[STUDENT], positions=positions).items():
+                    theirs = batch[name].index_select(1, positions[name].to(ranks.device))
+                    ours, theirs = (standardised(rows, statistics[name]) for rows in (tokens, theirs))
+                    for half, clips in zip(sums[label][name], (~odd, odd), strict=True):
+                        half.update(ours[clips], theirs[clips])
+            progress.update(len(batch["indices"]))
+    return sums
 
 
 def standardised(tokens: Tensor, statistics: Statistics) -> Tensor:
@@ -145,14 +148,22 @@ def components(
     }
 
 
-def told(moments: Moments, *, clips: int) -> dict[str, Any]:
-    """What the sums say, in a summary's form."""
-    r2, k = recovered(moments.error, moments.products[1].diagonal())
-    ours, theirs = (effective_rank(moments.spectrum(which)) for which in (0, 1))
-    tokens = int(moments.rows)
+def told(halves: Sequence[Moments], *, clips: int) -> dict[str, Any]:
+    """What the sums over two halves of the clips say, in a summary's form."""
+    whole = halves[0] + halves[1]
+    r2, k = recovered(whole.error, whole.products[1].diagonal())
+    ranks = effective_ranks([whole]) | {"tokens": int(whole.rows), "clips": clips, "note": BIAS}
     return {
-        "effective_rank": {"converted": ours, "teacher": theirs, "tokens": tokens, "clips": clips, "note": BIAS},
+        "effective_rank": ranks | {"of_half": effective_ranks([half for half in halves if half.rows > 0])},
         "rank_recovery": {"k": k, "of": len(r2), "r2": [number_or_none(value) for value in r2[:SHOWN].tolist()]},
+    }
+
+
+def effective_ranks(found: Sequence[Moments]) -> dict[str, float]:
+    """Means over `found`."""
+    return {
+        name: fmean(effective_rank(sums.spectrum(which)) for sums in found)
+        for which, name in enumerate(("converted", "teacher"))
     }
 
 

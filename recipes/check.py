@@ -33,7 +33,7 @@ JACOBIAN = ("jacobian", "every", "directions", "outputs")
 DEFICIENCIES = {"low_rank": LOW_RANK, "masking": MASKING, "jacobian": JACOBIAN, "combined": (*LOW_RANK, *MASKING)}
 COLUMN = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}")  # as converters.converter.NAME
 TAKEN = ("clips", "student")  # folders of a feature store
-FLOORS = get_args(Floor)  # they stand beside the contestants
+BESIDE = (*get_args(Floor), "twin")  # what stands beside the contestants
 PARTS = ("checkpoints", "bundle")  # folders of a run
 
 Tree = dict[str, Any]
@@ -201,8 +201,8 @@ def _check_converters(recipe: Recipe) -> Iterator[str]:
     for name in recipe.contest:
         if not COLUMN.fullmatch(name):
             yield f"{CONTEST}{name}: it names a folder of the run; use letters, digits, _ and -, a letter first"
-        if name in (*FLOORS, *PARTS):
-            rule = "is a floor's" if name in FLOORS else "is that of a run's own folder"
+        if name in (*BESIDE, *PARTS):
+            rule = "is a floor's or a twin's" if name in BESIDE else "is that of a run's own folder"
             yield f"{CONTEST}{name}: the name {rule}; choose another name"
     for place, entry in keyed_converters(recipe).items():
         yield from _check_finite(f"{place}.options", entry.options)

@@ -99,7 +99,7 @@ class Deficiency:
     strength: NotNegative = 1.0  # multiplies nuclear, ratio, entropy and jacobian
     zero_until: Share = 0.1  # share of the steps without it
     full_from: Share = 0.4  # share of the steps from which on it is whole; linear in between
-    nuclear: NotNegative = 1.0  # low_rank: weight of the nuclear norm per channel; half of it leaves a singular value
+    nuclear: NotNegative = 1.0  # low_rank: weight of the answers' nuclear norm per channel; half is taken off a value
     rank: Count | None = None  # low_rank: a hard limit, from the first step; at most the targets' width
     ratio: Annotated[float, Field(ge=0, lt=1)] = 0.5  # masking: share of the student's places that are hidden
     entropy: NotNegative = 0.1  # masking: weight of the hinge on attention's entropy, in families that attend

@@ -1,4 +1,4 @@
-"""Deficiency: the dial, every term and every measure against a closed form, and what a loss makes of them."""
+"""Deficiency: the dial, every term and every measure against a closed form."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ from itertools import pairwise
 
 import pytest
 import torch
+from deprived import OPTIONS, SETTINGS, STUDENT, TARGETS, dials, draw, stirred
 
-from converters import FAMILIES, Converter, create_converter
-from converters.attention import watched
 from distill.deficiency import (
     Dials,
     attention_entropy,
@@ -23,54 +22,7 @@ from distill.deficiency import (
     tube_mask,
     variance,
 )
-from distill.objective import Objective
 from teachers.layout import TokenLayout
-
-STUDENT = TokenLayout((2, 4, 4), 12)
-TARGETS = {"tokens": TokenLayout((2, 3, 3), 8, ("cls",)), "pooled": TokenLayout(None, 6)}
-OPTIONS = {
-    "perceiver": {"width": 16, "latents": 6, "heads": 2},
-    "dsconv": {"width": 16, "blocks": 1, "kernel": 3},
-    "mamba": {"width": 16, "blocks": 1, "states": 4, "samples": 4},
-    "tokenlearner": {"width": 16, "tokens": 4, "heads": 2, "samples": 4},
-}
-SETTINGS = {
-    "kind": "combined",
-    "strength": 0.5,
-    "zero_until": 0.1,
-    "full_from": 0.4,
-    "nuclear": 3.0,
-    "rank": None,
-    "ratio": 0.5,
-    "entropy": 0.2,
-    "entropy_target": 0.0,
-    "jacobian": 7.0,
-    "every": 4,
-    "directions": 2,
-    "outputs": 3,
-}
-
-
-def draw(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
-def dials(kind: str, **settings: object) -> Dials:
-    return Dials.of({**SETTINGS, "kind": kind, **settings}, steps=100, seed=1)
-
-
-def stirred(family: str, **settings: object) -> Converter:
-    converter = create_converter(
-        family,
-        student=STUDENT,
-        targets=TARGETS,
-        options=OPTIONS.get(family),
-        **settings,  # type: ignore[arg-type]
-    )
-    with torch.no_grad():
-        for number, parameter in enumerate(converter.parameters()):
-            parameter.add_(0.1 * draw(*parameter.shape, seed=number))
-    return converter
 
 
 def test_the_dial_is_zero_then_linear_then_whole() -> None:
@@ -100,26 +52,33 @@ def test_strength_multiplies_what_belongs_to_the_kind(kind: str, expected: tuple
 
 
 def test_the_factors_penalty_is_at_its_least_the_nuclear_norm() -> None:
-    weight = draw(8, 12)
-    u, s, v = torch.linalg.svd(weight, full_matrices=False)
+    answers = draw(40, 8)
+    p, s, q = torch.linalg.svd(answers / 40**0.5, full_matrices=False)
+    spread, passed = q.T * s.sqrt(), 40**0.5 * p * s.sqrt()
+    torch.testing.assert_close(passed @ spread.T, answers)
     least = float(s.sum()) / 8
-    assert float(nuclear([u * s.sqrt(), s.sqrt()[:, None] * v], width=8)) == pytest.approx(least, rel=1e-5)
+    assert float(nuclear(spread, passed.view(4, 10, 8))) == pytest.approx(least, rel=1e-5)
     for seed in range(5):
         turn = torch.eye(8) + 0.3 * draw(8, 8, seed=seed)
-        assert float(nuclear([u * s.sqrt() @ turn, torch.linalg.inv(turn) @ (s.sqrt()[:, None] * v)], width=8)) > least
+        assert float(nuclear(spread @ torch.linalg.inv(turn).T, (passed @ turn).view(4, 10, 8))) > least
 
 
 def test_a_weight_of_w_takes_half_of_it_from_every_singular_value() -> None:
     """Proximal map of the nuclear norm, by descent on the factors: what the weight's unit means."""
-    wanted = torch.diag(torch.tensor([2.0, 1.0, 0.3, 0.1]))
-    up, down = (torch.nn.Parameter(wanted.sqrt() + 0.01 * draw(4, 4, seed=seed)) for seed in (1, 2))
-    optimizer = torch.optim.Adam([up, down], lr=0.03)
-    for _ in range(400):
+    values = torch.tensor([2.0, 1.0, 0.3, 0.1])
+    rows = 4 * torch.linalg.qr(draw(16, 4)).Q
+    up, passed = (
+        torch.diag(values.sqrt()) + 0.01 * draw(4, 4, seed=1),
+        rows * values.sqrt() + 0.01 * draw(16, 4, seed=2),
+    )
+    factors = [torch.nn.Parameter(up), torch.nn.Parameter(passed[None])]
+    optimizer = torch.optim.Adam(factors, lr=0.03)
+    for _ in range(500):
         optimizer.zero_grad()
-        loss = (up @ down - wanted).square().sum() / 4 + 0.4 * nuclear([up, down], width=4)
-        loss.backward()
+        answers = factors[1][0] @ factors[0].T
+        ((answers - rows * values).square().mean() + 0.4 * nuclear(*factors)).backward()
         optimizer.step()
-    assert torch.linalg.svdvals((up @ down).detach()).tolist() == pytest.approx([1.8, 0.8, 0.1, 0], abs=0.01)
+    assert torch.linalg.svdvals(answers.detach() / 4).tolist() == pytest.approx([1.8, 0.8, 0.1, 0], abs=0.01)
 
 
 # --- masking
@@ -140,24 +99,37 @@ def test_tubes_hide_the_same_places_at_all_times() -> None:
 
 def test_masks_are_a_function_of_seed_and_step() -> None:
     one, other = dials("masking", strength=1.0), Dials.of({**SETTINGS, "strength": 1.0}, steps=100, seed=2)
-    shown = [one.mask(STUDENT, step) for step in (5, 25, 70, 71, None)]
-    assert [int(mask.sum()) // 2 for mask in shown] == [0, 4, 8, 8, 8]  # type: ignore[union-attr]
+    shown = [one.mask(STUDENT, step) for step in (5, 25, 70, 71)]
+    assert [int(mask.sum()) // 2 for mask in shown] == [0, 4, 8, 8]  # type: ignore[union-attr]
     assert torch.equal(one.mask(STUDENT, 70), shown[2]) and not torch.equal(shown[2], shown[3])  # type: ignore
     assert not torch.equal(other.mask(STUDENT, 70), shown[2])  # type: ignore[arg-type]
-    assert dials("low_rank").mask(STUDENT, 70) is None and dials("jacobian").mask(STUDENT, None) is None
+    assert dials("low_rank").mask(STUDENT, 70) is None and dials("jacobian").test_masks(STUDENT, 2) == []
+
+
+def test_masks_of_a_test_differ_and_are_nested_in_the_ratio() -> None:
+    half, more = (dials("masking", strength=1.0, ratio=ratio).test_masks(STUDENT, 3) for ratio in (0.5, 0.75))
+    assert [int(mask.sum()) // 2 for mask in (*half, *more)] == [8, 8, 8, 12, 12, 12]
+    assert not torch.equal(half[0], half[1]) and not torch.equal(half[1], half[2])
+    assert all(bool(large[small].all()) for small, large in zip(half, more, strict=True))
+
+
+def test_amounts_are_what_the_kind_takes() -> None:
+    assert dials("combined", rank=3).amounts() == {"nuclear": 1.5, "rank": 3, "mask_ratio": 0.25, "entropy": 0.1}
+    assert dials("jacobian").amounts() == {"jacobian": 3.5} and dials("low_rank", strength=0.0).amounts() == {
+        "rank": "full"
+    }
 
 
 def test_entropy_of_attention_in_closed_form() -> None:
-    q, k = torch.zeros(2, 3, 5, 4), draw(2, 3, 7, 4)
-    assert float(attention_entropy(q, k)) == pytest.approx(1)
-    bias = torch.full((2, 1, 1, 7), -math.inf)
-    bias[..., 0] = bias[..., 3] = 0
-    assert float(attention_entropy(q, k, bias.clamp(min=-1e4))) == pytest.approx(math.log(2) / math.log(7))
-    assert float(attention_entropy(q, k[:, :, :1])) == 0
-    many = draw(1, 2, 640, 4)
-    weights = (many[:, :, ::10] @ k[:1, :2].mT / 2).softmax(-1)
+    logits = torch.zeros(2, 3, 5, 7)
+    assert float(attention_entropy(logits)) == pytest.approx(1)
+    logits[..., 1:3] = logits[..., 4:] = -1e4
+    assert float(attention_entropy(logits)) == pytest.approx(math.log(2) / math.log(7))
+    assert float(attention_entropy(logits[..., :1])) == 0
+    logits = draw(1, 2, 64, 7)
+    weights = logits.softmax(-1)
     expected = -(weights * weights.log()).sum(-1).mean() / math.log(7)
-    assert float(attention_entropy(many, k[:1, :2])) == pytest.approx(float(expected), rel=1e-5)
+    assert float(attention_entropy(logits)) == pytest.approx(float(expected), rel=1e-5)
     assert float(hinge([torch.tensor(0.9), torch.tensor(0.2)], 0.5)) == pytest.approx(0.2)
 
 
@@ -214,10 +186,13 @@ def test_no_scale_of_the_answer_makes_the_term_less() -> None:
     assert float(term().detach()) == pytest.approx(float(first.detach()), rel=1e-3)
 
 
-def test_variance_of_many_tokens_and_of_one() -> None:
-    y = draw(3, 5, 4) + 10
-    assert float(variance(y)) == pytest.approx(float(y.flatten(0, 1).var(dim=0, unbiased=False).mean()))
-    assert float(variance(torch.full((1, 1, 4), 2.0))) == 4
+def test_variance_is_that_of_all_clips_however_few_there_are() -> None:
+    y = draw(400, 5, 4) + draw(400, 1, 4, seed=1) + 10
+    whole = float(y.flatten(0, 1).var(dim=0).mean())
+    assert float(variance(y)) == pytest.approx(whole, rel=0.01)
+    assert float(torch.stack([variance(pair) for pair in y.split(2)]).mean()) == pytest.approx(whole, rel=0.1)
+    assert float(variance(y[:3] + 5)) == pytest.approx(float(variance(y[:3])), rel=1e-3), "an offset is no variance"
+    assert float(variance(torch.full((1, 2, 4), 2.0))) == 4 and float(variance(torch.full((3, 2, 4), 2.0))) == 0
 
 
 # --- measures
@@ -233,85 +208,3 @@ def test_effective_rank_in_closed_form() -> None:
 def test_recovered_components() -> None:
     r2, k = recovered(torch.tensor([0.0, 1, 5, 12, 1]).double(), torch.tensor([10.0, 10, 10, 10, 0]).double())
     assert r2.tolist() == pytest.approx([1, 0.9, 0.5, -0.2, -math.inf]) and k == 2
-
-
-# --- in the loss
-
-
-def batch(seed: int = 0) -> dict[str, torch.Tensor]:
-    return {name: draw(2, *at.shape, seed=seed) for name, at in {"student": STUDENT, **TARGETS}.items()}
-
-
-def built(family: str, at: Dials | None) -> Objective:
-    rank, mask = (at.rank, at.ratio is not None) if at else (None, False)
-    return Objective(stirred(family, rank=rank, mask_token=mask), weights={"mse": 1.0}, dials=at)
-
-
-@pytest.mark.parametrize("family", list(OPTIONS))
-@pytest.mark.parametrize("kind", ["low_rank", "masking", "jacobian", "combined"])
-def test_terms_are_named_weighted_and_reach_the_converter(kind: str, family: str) -> None:
-    at = dials(kind, strength=1.0)
-    objective = built(family, at)
-    attends = family in ("perceiver", "tokenlearner", "mamba")  # mamba for its special tokens
-    names = {f"{target}/mse" for target in TARGETS}
-    names |= {f"{target}/nuclear" for target in TARGETS if at.nuclear}
-    names |= {"entropy"} if at.entropy and attends else set()
-    positions = {"tokens": torch.tensor([0, 2, 5, 7, 11, 18])}
-    late = objective(batch(), positions, 72)
-    assert set(late) == {"loss", *names, *(f"{target}/jacobian" for target in TARGETS if at.jacobian)}
-    weights = {"mse": 0.5, "nuclear": at.nuclear / 2, "entropy": at.entropy, "jacobian": 4 * at.jacobian / 2}
-    total = sum(weights[name.rpartition("/")[2]] * float(value) for name, value in late.items() if name != "loss")
-    assert float(late["loss"]) == pytest.approx(total, rel=1e-5)
-    late["loss"].backward()
-    assert [name for name, p in objective.named_parameters() if p.grad is None] == []
-    assert set(objective(batch(), positions, 73)) == {"loss", *names}, "the Jacobian is looked at every fourth step"
-
-
-@pytest.mark.parametrize("kind", ["low_rank", "masking", "jacobian", "combined"])
-def test_nothing_is_lost_before_the_dial_turns(kind: str) -> None:
-    objective = built("perceiver", dials(kind))
-    plain = Objective(objective.converter, weights={"mse": 1.0})
-    assert torch.equal(objective(batch(), None, 8)["loss"], plain(batch(), None)["loss"])
-    assert not torch.equal(objective(batch(), None, 72)["loss"], plain(batch(), None)["loss"])
-
-
-def test_a_step_s_terms_do_not_depend_on_what_came_before() -> None:
-    for kind in ("masking", "jacobian"):
-        objective = built("tokenlearner", dials(kind))
-        first = objective(batch(), None, 72)
-        objective(batch(1), None, 48)
-        assert all(torch.equal(value, first[name]) for name, value in objective(batch(), None, 72).items())
-
-
-def test_the_jacobian_under_autocast_is_not_rounding() -> None:
-    objective = built("perceiver", dials("jacobian", directions=16))
-    exact = objective(batch(), None, 72)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        rough = objective(batch(), None, 72)
-    for target in TARGETS:
-        assert float(rough[f"{target}/jacobian"]) == pytest.approx(float(exact[f"{target}/jacobian"]), rel=0.01)
-
-
-@torch.no_grad()
-def mean_entropy(converter: Converter) -> float:
-    found: list[float] = []
-    with watched(converter, lambda q, k, bias: found.append(float(attention_entropy(q, k, bias)))):
-        converter(batch()["student"])
-    return sum(found) / len(found)
-
-
-def test_the_entropy_hinge_draws_attention_together() -> None:
-    objective = built("perceiver", dials("masking", ratio=0.0, entropy=1.0, strength=1.0))
-    objective.weights = {"mse": 1e-9}
-    optimizer = torch.optim.Adam(objective.parameters(), lr=1e-2)
-    first = mean_entropy(objective.converter)
-    for _ in range(15):
-        optimizer.zero_grad()
-        objective(batch(), None, 72)["loss"].backward()
-        optimizer.step()
-    assert mean_entropy(objective.converter) < 0.8 * first
-    assert all(getattr(part, "watch", None) is None for part in objective.modules()), "left behind"
-
-
-def test_every_family_is_here() -> None:
-    assert set(OPTIONS) == set(FAMILIES) - {"mlp", "linear", "constant"}

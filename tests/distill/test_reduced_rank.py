@@ -39,6 +39,17 @@ def test_the_curve_is_that_of_samples(oracle: FieldOracle) -> None:
     assert noisy.bayes_r2(1) < 0.6 * noisy.bayes_r2() and oracle.bayes_r2(4) < 0.9
 
 
+def test_the_curve_of_shrunk_answers_is_that_of_samples(oracle: FieldOracle) -> None:
+    noisy = FieldOracle(noise=1.0, decay=1.5)
+    student, teacher = noisy.sample(300, torch.Generator().manual_seed(1))
+    answers = noisy.bayes(student)
+    u, s, v = torch.linalg.svd(answers.flatten(0, 1), full_matrices=False)
+    for taken in (0.3, 1.0, 3.0):
+        left = (s - taken * len(u) ** 0.5).clamp(min=0)
+        assert r2((u * left @ v).view_as(answers), teacher) == pytest.approx(noisy.shrunk_r2(taken), abs=0.02)
+    assert noisy.shrunk_r2(0) == pytest.approx(noisy.bayes_r2()) and oracle.shrunk_r2(99) == 0
+
+
 def test_hard_rank_matches_eckart_young(oracle: FieldOracle) -> None:
     generator = torch.Generator().manual_seed(0)
     targets = {"field": oracle.teacher}

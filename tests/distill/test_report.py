@@ -47,27 +47,13 @@ def test_end_table_says_all_of_it() -> None:
     assert STANDIN_WARNING not in end_table(published, folders, store=Path("f"))
 
 
-def test_what_a_deficiency_left_has_a_row_for_every_contestant() -> None:
-    left = {
-        "rank_recovery": {"k": 5, "of": 24},
-        "effective_rank": {"converted": 3.14159, "teacher": 7.0},
-        "jacobian": {"value": 0.5, "standard_error": 0.1},
-    }
-    arms = {
-        "whole": {"kind": "none", "strength": 0.0, "targets": {"videomae": left}},
-        "blind": {"kind": "masking", "strength": 0.5, "targets": {"videomae": left | {"mask": {"on": 0.25}}}},
-    }
-    leads = {"whole": {"blind": 0.1}, "blind": {"whole": -0.2}}
-    summaries = {name: contestant(0.9, 0.9, leads[name], 0.1) | {"deficiency": arm} for name, arm in arms.items()}
-    folders = {name: RunFolder(Path("runs/x") / name) for name in summaries}
-    lines = end_table(summaries, folders, store=Path("f")).splitlines()
-    at = lines.index("what the deficiency left, on test") + 4
-    assert [line.split() for line in lines[at : at + 2]] == [
-        ["whole", "videomae", "none", "0", "5", "of", "24", "3.1", "(7.0)", "0.500"],
-        ["blind", "videomae", "masking", "0.5", "5", "of", "24", "3.1", "(7.0)", "0.500", "0.250"],
-    ]
-    alone = {"converter": RunFolder(Path("runs/x"))}
-    assert "what the deficiency left" not in end_table({"converter": SUMMARY}, alone, store=Path("f"))
+def test_a_twin_that_is_a_contestant_has_one_row() -> None:
+    summaries = {name: contestant(0.9, 0.9, {}, None) for name in ("whole", "low")}
+    summaries["low"]["floors"] = summaries["low"]["floors"] | {"twin": {"videomae": METRICS}}
+    for twin, expected in (("whole", []), ("low/twin", ["low/twin"])):
+        summaries["low"]["deficiency"] = {"twin": twin}
+        rows = [line.split()[0] for line in target_table(summaries, "videomae").splitlines()]
+        assert rows[2:] == ["whole", "low", "ridge", *expected]
 
 
 def contestant(r2c: float | None, val: float | None, lead: dict[str, float], mlp: float | None) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from recipes.check import FLOORS, RecipeError, validate
+from recipes.check import BESIDE, RecipeError, validate
 from recipes.compose import from_yaml, load_recipe, to_yaml
 from recipes.schema import Recipe
 
@@ -136,7 +136,8 @@ CONTEST = [
     ("contest.mamba=null", "contest.mamba: must be a section of keys, got null"),
     ("contest.mamba.skip=linar", "contest.mamba.skip: must be one of 'linear' or 'none', got \"linar\""),
     ("contest.2x.family=mamba", "contest.2x: it names a folder of the run; use letters, digits, _ and -"),
-    ("contest.mlp.family=mlp", "contest.mlp: the name is a floor's; choose another name"),
+    ("contest.mlp.family=mlp", "contest.mlp: the name is a floor's or a twin's; choose another name"),
+    ("contest.twin.family=mlp", "contest.twin: the name is a floor's or a twin's; choose another name"),
     ("contest.bundle.family=mamba", "contest.bundle: the name is that of a run's own folder; choose another name"),
     ("contest.mamba.options.a=[.inf]", "contest.mamba.options.a.0=inf: must be a finite number"),
     (
@@ -197,7 +198,7 @@ def test_a_contest_or_a_converter() -> None:
 
 
 def test_floors_are_those_of_the_schema() -> None:
-    assert list(FLOORS) == load_recipe(["recipe=contest_vivit"]).evaluate.floors
+    assert [*BESIDE] == [*load_recipe(["recipe=contest_vivit"]).evaluate.floors, "twin"]
 
 
 def test_all_mistakes_at_once() -> None:
