@@ -12,11 +12,9 @@ from distill.evaluate import finite, score, space_digest, summarise
 from distill.floors import MAIN, Floors
 from distill.selection import Choice
 from distill.survival import survival
-from distill.twins import deficiencies, masked, with_masks
+from distill.twins import MASKED, blinded, deficiencies, with_masks
 from shards.ranks import Ranks
 from shards.store import SPLITS
-
-MASKED = " with the mask on"
 
 
 def evaluate(
@@ -39,13 +37,13 @@ def evaluate(
     contestant is deprived of; where one is, what that left is measured of all. head: see distill.compensation.
     """
     store, contestants, test = floors.store, floors.contestants, floors.store.indices("test")
-    groups, hidden = [store.groups[index] for index in test], with_masks(contestants, dials)
-    candidates = floors.candidates() | hidden
+    groups = [store.groups[index] for index in test]
+    candidates = floors.candidates() | with_masks(contestants, dials)
     scores = score(store, test, candidates, ranks=ranks, cka_positions=cka_positions, task="evaluate on test")
     told = survival(store, contestants, kinds=probes, resamples=resamples, seed=floors.seed, ranks=ranks)
     deprived = deficiencies(floors, dials, scores, groups=groups, resamples=resamples)
-    blinded = {name + MASKED: found[0].converter for name in contestants if (found := hidden.get(masked(name, 0)))}
-    heads = compensate(store, {**contestants, **blinded}, head, resamples=resamples, seed=floors.seed, ranks=ranks)
+    read = {**contestants, **blinded(contestants, dials)}
+    heads = compensate(store, read, head, resamples=resamples, seed=floors.seed, ranks=ranks)
     clips = {split: len(store.indices(split)) for split in SPLITS} | {"refused": len(store.refused)}
     summaries = {}
     for name, converter in contestants.items():

@@ -21,6 +21,7 @@ from distill.floors import Floors
 from distill.metrics import Alignment, group_weights
 from distill.spectrum import measure
 
+MASKED = " with the mask on"
 MASKS = 4  # over which r2c with the mask on is averaged: it depends on which places are hidden
 Left = Mapping[str, Any]  # what distill.spectrum measures of a target, and `mask`
 
@@ -50,6 +51,12 @@ def with_masks(
         for name, found in masks.items()
         for number, mask in enumerate(found)
     }
+
+
+def blinded(contestants: Mapping[str, Converter], dials: Mapping[str, Dials | None]) -> dict[str, Converter]:
+    """The same with the first of their masks on, each under its name + MASKED."""
+    hidden = with_masks(contestants, dials)
+    return {name + MASKED: hidden[masked(name, 0)][0].converter for name in contestants if masked(name, 0) in hidden}
 
 
 def masked(name: str, number: int) -> str:

@@ -168,8 +168,9 @@ def train(converter: Converter, oracle: FieldOracle, *, weight: float, steps: in
 
 @torch.inference_mode()
 def r2(converter: Converter, oracle: FieldOracle) -> float:
-    student, teacher = oracle.sample(150, torch.Generator().manual_seed(99))
-    return float(1 - (converter(student)["field"] - teacher).square().sum() / teacher.square().sum())
+    student, teacher = oracle.sample(1000, torch.Generator().manual_seed(99))
+    converted = torch.cat([converter(some)["field"] for some in student.split(100)])
+    return float(1 - (converted - teacher).square().sum() / teacher.square().sum())
 
 
 if __name__ == "__main__":

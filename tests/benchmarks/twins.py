@@ -15,8 +15,8 @@ from converters import Converter, load_converter
 from distill import run
 from distill.floors import Floors
 from distill.selection import choose_weights, validation_r2c
-from distill.summary import with_masks
 from distill.train import train
+from distill.twins import blinded
 from recipes.compose import from_yaml
 from recipes.contest import contestants
 from recipes.schema import Contestant, Deficiency, Recipe
@@ -25,7 +25,7 @@ from shards.ranks import Ranks
 from shards.store import FeatureStore
 
 STRENGTHS = {
-    "low_rank": (0.01, 0.1, 1.0),
+    "low_rank": (0.03, 0.1, 0.3, 1.0),
     "masking": (0.5, 1.0, 1.6),
     "jacobian": (0.01, 0.1, 1.0),
     "combined": (0.1, 1.0),
@@ -143,9 +143,9 @@ def sorted_out(
     deficient = {name: converters[name] for name, found in dials.items() if found is not None}
     narrower = {name: converters[name] for name in plain if name != whole}
     first = next(iter(recipes.values()))
-    masked = with_masks(converters, dials)
     target = next(iter(first.targets))
-    return Contest(first.train.seed, store, target, converters[whole], {**deficient, **masked}, narrower, early)
+    deficient |= blinded(converters, dials)
+    return Contest(first.train.seed, store, target, converters[whole], deficient, narrower, early)
 
 
 # --- what is compared

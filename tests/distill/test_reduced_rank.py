@@ -60,14 +60,12 @@ def test_hard_rank_matches_eckart_young(oracle: FieldOracle) -> None:
         student, teacher = oracle.sample(8, generator)
         equations.add(skip.design(student, asked)["grid"], {"true": teacher}, fold=number % 5)
     ridge = equations.solve()["true"]
-    student, teacher = oracle.sample(150, torch.Generator().manual_seed(99))
+    student, teacher = oracle.sample(1000, torch.Generator().manual_seed(99))
     for rank in RANKS:
         converter = create_converter("linear", student=oracle.student, targets=targets, rank=rank)
         first, parts = reduced_rank({"grid": ridge.weight}, ridge.predictable, rank)
         converter.bottlenecks["field"].set_(first.float())
         converter.skips["field"].set_({"grid": parts["grid"].float()})
         with torch.inference_mode():
-            found = r2(converter(student)["field"], teacher)
-        # on the same clips; the curve itself is 3% off on so few, where one smooth field is all that is kept
-        assert found == pytest.approx(r2(best(oracle, student, rank), teacher), rel=0.02), rank
-        assert found == pytest.approx(oracle.bayes_r2(rank), rel=0.03), rank
+            found = r2(torch.cat([converter(some)["field"] for some in student.split(100)]), teacher)
+        assert found == pytest.approx(oracle.bayes_r2(rank), rel=0.01), rank
