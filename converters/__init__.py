@@ -13,13 +13,15 @@ import difflib
 import fnmatch
 import importlib
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
+from converters.bottleneck import Rank, check_rank, narrowed, new_bottlenecks
 from converters.converter import Converter, check_geometry
 from converters.linear import LinearSkip
 from converters.normaliser import MODES, Mode
@@ -53,31 +55,37 @@ def create_converter(
     skip: Literal["linear", "none"] = "linear",
     normaliser: Mode = "position",
     options: Mapping[str, Any] | None = None,
+    rank: Rank | None = None,
+    mask_token: bool = False,
     seed: int = 0,
 ) -> Converter:
     """A new converter of family `name`, starting at the targets' mean (at the ridge, once its skips are set).
 
     skip: "linear" or "none" (the family alone; "constant" never has one, "linear" is nothing else). normaliser: which
-    mean is taken out of the tokens. options: the family's own. seed: the same seed gives the same bits; the global
-    generator is neither read nor moved. Raises ValueError naming what is wrong and what is valid.
+    mean is taken out of the tokens. options: the family's own. rank: of all that is answered, at most (see
+    converters.bottleneck); "full" factorises without a limit. mask_token: can be told that tokens are hidden.
+    seed: the same gives the same bits; the global generator is neither read nor moved. Raises ValueError.
     """
-    factory = _factory(name)
-    check_geometry(student, targets)
-    if skip not in SKIPS:
-        raise ValueError(f"skip is {skip!r}; valid: {', '.join(SKIPS)}")
-    if normaliser not in MODES:
-        raise ValueError(f"normaliser is {normaliser!r}; valid: {', '.join(MODES)}")
-    if name == "linear" and skip == "none":
-        raise ValueError("skip is 'none', but the family 'linear' is its skip; use the family 'constant' for neither")
     options = dict(options or {})
-    _check_options(name, factory, options)
-    has_skip = skip == "linear" and name != "constant"
-    with torch.random.fork_rng(devices=[]):
-        torch.random.default_generator.manual_seed(seed)  # torch.manual_seed would reseed the GPUs as well
-        branch = factory(student, dict(targets), **options) if factory else None
-        skips = {target: LinearSkip(student, layout) for target, layout in targets.items()} if has_skip else {}
+    factory = _factory(name, options)
+    _check_settings(name, student, targets, skip, normaliser, rank)
+    inner = narrowed(targets, rank)
+    skipped = inner if skip == "linear" and name != "constant" else {}
+    with _seeded(seed):
+        branch = factory(student, inner, **options) if factory else None
+        skips = {target: LinearSkip(student, layout) for target, layout in skipped.items()}
+        bottlenecks = new_bottlenecks(targets, rank)
     return Converter(
-        student=student, targets=targets, family=name, branch=branch, skips=skips, normaliser=normaliser, seed=seed
+        student=student,
+        targets=targets,
+        family=name,
+        branch=branch,
+        skips=skips,
+        normaliser=normaliser,
+        bottlenecks=bottlenecks,
+        rank=rank,
+        mask_token=mask_token,
+        seed=seed,
     )
 
 
@@ -88,18 +96,43 @@ def load_converter(path_or_hub_id: str | Path) -> Converter:
     return load(path_or_hub_id)
 
 
-def _factory(name: str) -> Callable[..., nn.Module] | None:
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Within it, the CPU's global generator is at a seed; then it is where it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.random.default_generator.manual_seed(seed)  # torch.manual_seed would reseed the GPUs as well
+        yield
+
+
+def _factory(name: str, options: Mapping[str, Any]) -> Callable[..., nn.Module] | None:
     if name not in FAMILIES:
         near = difflib.get_close_matches(str(name), FAMILIES, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"no converter family is called {name!r}; valid: {', '.join(sorted(FAMILIES))}{hint}")
-    if not FAMILIES[name]:
-        return None
-    module, function = FAMILIES[name].split(":")
-    return getattr(importlib.import_module(module), function)
+    factory = None
+    if FAMILIES[name]:
+        module, function = FAMILIES[name].split(":")
+        factory = getattr(importlib.import_module(module), function)
+    _check_options(name, factory, options)
+    return factory
 
 
-def _check_options(name: str, factory: Callable[..., nn.Module] | None, options: dict[str, Any]) -> None:
+def _check_settings(
+    name: str, student: TokenLayout, targets: Mapping[str, TokenLayout], skip: str, normaliser: str, rank: Rank | None
+) -> None:
+    check_geometry(student, targets)
+    if skip not in SKIPS:
+        raise ValueError(f"skip is {skip!r}; valid: {', '.join(SKIPS)}")
+    if normaliser not in MODES:
+        raise ValueError(f"normaliser is {normaliser!r}; valid: {', '.join(MODES)}")
+    if name == "linear" and skip == "none":
+        raise ValueError("skip is 'none', but the family 'linear' is its skip; use the family 'constant' for neither")
+    if name == "constant" and rank is not None:
+        raise ValueError(f"rank is {rank!r}, but the family 'constant' has no map to limit; leave it out")
+    check_rank(rank, targets)
+
+
+def _check_options(name: str, factory: Callable[..., nn.Module] | None, options: Mapping[str, Any]) -> None:
     valid = list(inspect.signature(factory).parameters)[2:] if factory else []
     unknown = [option for option in options if option not in valid]
     if unknown:

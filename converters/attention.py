@@ -5,7 +5,8 @@ Axes: b clips, q asking tokens, m tokens of a memory, w width, h heads, c channe
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,8 @@ from torch import Tensor, nn
 from converters.precision import without_autocast
 
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
+Watch = Callable[[Tensor], object]
+ROWS = 64  # asking tokens that a watch is shown
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -38,6 +41,8 @@ class Attention(nn.Module):
     mean token. attend: what the heads do, exactly by default (converters.approximation has others).
     """
 
+    watch: Watch | None = None
+
     def __init__(self, width: int, heads: int, *, attend: Attend = attend) -> None:
         super().__init__()
         self.heads, self.attend = heads, attend
@@ -54,7 +59,30 @@ class Attention(nn.Module):
         q = self.query(self.norm(asking)).expand(b, -1, -1)
         k, v = self.keys_values(self.memory_norm(memory)).chunk(2, dim=-1)
         q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (q, k, v))
+        if self.watch is not None:
+            self.watch(some_logits(q, k, bias))
         return self.out(self.attend(q, k, v, bias).transpose(1, 2).flatten(2))
+
+
+def some_logits(q: Tensor, k: Tensor, bias: Tensor | None = None, *, rows: int = ROWS) -> Tensor:
+    """q k' / sqrt(c) + bias, float32, for at most `rows` evenly spaced asking tokens."""
+    q = q[:, :, :: -(-q.shape[2] // rows)].float()
+    logits = (q @ k.float().transpose(-1, -2)).float() * q.shape[-1] ** -0.5
+    return logits if bias is None else logits + bias
+
+
+@contextmanager
+def watched(module: nn.Module, watch: Watch) -> Iterator[None]:
+    """Within it, `watch` is called with the logits (.. q m) of every softmax over m tokens in `module`: a module that
+    takes one has an attribute `watch` and calls it where it is not None."""
+    inside = [part for part in module.modules() if hasattr(part, "watch")]
+    try:
+        for part in inside:
+            part.watch = watch
+        yield
+    finally:
+        for part in inside:
+            part.watch = None
 
 
 class Block(nn.Module):

@@ -20,8 +20,12 @@ MAX_WIDTH, MAX_BLOCKS = 4096, 64
 class Branch(Protocol):
     """x: normalised student tokens (b s d); returns normalised tokens (b q e) for every target asked for.
 
-    Its last layer per target is linear and starts at zero, so that a converter starts exactly at its skip.
+    Its last layer per target, in `outputs`, is linear and starts at zero, so that a converter starts exactly at its
+    skip. Nothing else depends on a target's width.
     """
+
+    @property
+    def outputs(self) -> Mapping[str, nn.Linear]: ...
 
     def __call__(self, x: Tensor, queries: dict[str, Queries]) -> dict[str, Tensor]: ...
 

@@ -29,6 +29,7 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 MODEL, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 CARD_ENTRIES = ("name", "origins", "digests", "metrics", "training")
 ENTRIES = {"family", "student", "targets", "skip", "normaliser", "options", "seed"}
+OPTIONAL = {"rank": None, "mask_token": False}  # of deficient converters only
 MAX_CONFIG_BYTES = 16 << 20
 MAX_TARGETS = 64
 LARGEST = (1 << 16, 256, 64, 1 << 16)  # tokens, longest axis, special tokens, dim of a layout that is read
@@ -131,7 +132,7 @@ def _download(hub_id: str) -> Path:
 def _read_config(file: Path) -> dict[str, Any]:
     """Arguments of create_converter, every value checked."""
     entry = read_config(file).get("converter")
-    if not isinstance(entry, dict) or set(entry) != ENTRIES:
+    if not isinstance(entry, dict) or set(entry) - set(OPTIONAL) != ENTRIES:
         raise ValueError(
             f"{file}: converter has the entries {', '.join(sorted(ENTRIES))}, no others; got {entry!r:.200}"
         )
@@ -146,6 +147,9 @@ def _read_config(file: Path) -> dict[str, Any]:
     targets = {name: _layout(data, f"{file}: converter.targets.{name}") for name, data in entry["targets"].items()}
     student = _layout(entry["student"], f"{file}: converter.student")
     rest = {name: entry[name] for name in ("skip", "normaliser", "options", "seed")}
+    rest |= {name: entry.get(name, usual) for name, usual in OPTIONAL.items()}
+    if not isinstance(rest["mask_token"], bool):
+        raise ValueError(f"{file}: converter.mask_token is {entry['mask_token']!r:.100}; it must be a bool")
     return {"name": entry["family"], "student": student, "targets": targets, **rest}
 
 

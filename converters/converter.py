@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from converters.bottleneck import Bottleneck, Rank
 from converters.branch import Branch
 from converters.linear import LinearSkip
 from converters.normaliser import Mode, Normaliser
@@ -27,8 +28,9 @@ class Converter(nn.Module):
     """Turns a student's tokens (b s d) into those of every target, {name: (b q e)}, in the backbones' own units.
 
     student, targets: layouts. family: the name under which `branch` was made; it may be None. skips: target ->
-    LinearSkip, or empty. With neither, the answer is the targets' mean. Normalisers start as the identity: set them
-    from the store.
+    LinearSkip, or empty. With neither, the answer is the targets' mean. bottlenecks: target -> what skip and branch
+    answer through, or empty; rank: as it was asked for. mask_token: learn what stands for tokens that are hidden.
+    Normalisers start as the identity: set them from the store.
     """
 
     def __init__(
@@ -40,6 +42,9 @@ class Converter(nn.Module):
         branch: nn.Module | None,
         skips: Mapping[str, LinearSkip],
         normaliser: Mode = "position",
+        bottlenecks: Mapping[str, Bottleneck] | None = None,
+        rank: Rank | None = None,
+        mask_token: bool = False,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -47,6 +52,10 @@ class Converter(nn.Module):
         self.family, self.normaliser, self.seed = family, normaliser, seed
         self.branch: Branch | None = branch  # type: ignore[assignment]
         self.skips: Mapping[str, LinearSkip] = nn.ModuleDict(dict(skips))  # type: ignore[assignment]
+        self.rank = rank
+        self.bottlenecks: Mapping[str, Bottleneck] = nn.ModuleDict(dict(bottlenecks or {}))  # type: ignore[assignment]
+        # it starts as the mean token of its place: as nothing known
+        self.mask_token = nn.Parameter(torch.zeros(student.dim)) if mask_token else None
         self.student_normaliser = Normaliser(student, normaliser)
         self.target_normalisers: Mapping[str, Normaliser] = nn.ModuleDict(  # type: ignore[assignment]
             {name: Normaliser(layout, normaliser) for name, layout in targets.items()}
@@ -61,16 +70,20 @@ class Converter(nn.Module):
         positions: Mapping[str, Tensor] | None = None,
         layouts: Mapping[str, TokenLayout] | None = None,
         standardised: bool = False,
+        mask: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Student tokens (b s d) in backbone units -> {target: (b q e)} float32.
 
         positions: tokens of a target to answer for, (q,) long, strictly increasing, best kept on the CPU. layouts:
         answer on another grid of the same target. standardised: leave the output in normalised space, where the loss
-        is. Raises ValueError on shapes and names; NaN passes through (see check_finite).
+        is. mask: (s,) bool, true where the mask token stands for the student's. Raises ValueError on shapes and names;
+        NaN passes through (see check_finite).
         """
         self._check_tokens(tokens)
         queries = self.queries(positions, layouts)
         x = self.student_normaliser.standardise(tokens.float())
+        if mask is not None:
+            x = self._masked(x, mask)
         device = x.device.type
         if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
             x = x.to(torch.get_autocast_dtype(device))  # once, for skips and branch
@@ -80,8 +93,12 @@ class Converter(nn.Module):
             parts = [branched[name]] if name in branched else []
             if name in self.skips:
                 parts.append(self.skips[name](x, asked))
-            shape = (x.shape[0], len(asked), self.targets[name].dim)
+            narrow = name in self.bottlenecks
+            width = self.bottlenecks[name].in_features if narrow else self.targets[name].dim
+            shape = (x.shape[0], len(asked), width)
             y = sum((part.float() for part in parts), start=x.new_zeros(shape, dtype=torch.float32))
+            if narrow:
+                y = self.bottlenecks[name](y).float()
             whole = name not in (positions or {}) and name not in (layouts or {})
             answers[name] = y if standardised else self.target_normalisers[name].restore(y, None if whole else asked)
         return answers
@@ -115,13 +132,29 @@ class Converter(nn.Module):
             )
         return self.target_normalisers[name].standardise(y.float(), queries)
 
+    def factors(self, name: str) -> list[Tensor]:
+        """The weights that end the converter's answer for a target: of its skip's maps and its branch's output, (e n)
+        each; with a bottleneck they are (k n), and the bottleneck's (e k) stands first."""
+        found = [self.bottlenecks[name].weight] if name in self.bottlenecks else []
+        if name in self.skips:
+            found += [linear.weight for linear in self.skips[name].maps.values()]
+        return [*found, self.branch.outputs[name].weight] if self.branch is not None else found
+
+    def effective_maps(self, name: str) -> dict[str, Tensor]:
+        """The linear maps themselves, (e n): of every part of the skip by its name, and "branch" for its output."""
+        maps = self.factors(name)
+        if name in self.bottlenecks:
+            maps = [maps[0] @ factor for factor in maps[1:]]
+        labels = [*(self.skips[name].parts if name in self.skips else ()), "branch"]
+        return dict(zip(labels, maps, strict=False))
+
     def num_parameters(self) -> int:
         """Learnable parameters, skips included; the means and deviations are buffers and do not count."""
         return sum(parameter.numel() for parameter in self.parameters())
 
     def config(self) -> dict[str, Any]:
         """All that create_converter needs to build this converter again, as plain JSON types."""
-        return {
+        plain = {
             "family": self.family,
             "student": self.student.to_dict(),
             "targets": {name: layout.to_dict() for name, layout in self.targets.items()},
@@ -130,6 +163,8 @@ class Converter(nn.Module):
             "options": self.branch.options() if self.branch is not None else {},
             "seed": self.seed,
         }
+        rank = {"rank": self.rank} if self.rank is not None else {}
+        return plain | rank | ({"mask_token": True} if self.mask_token is not None else {})
 
     def save(self, path: str | Path, *, card: dict[str, Any] | None = None) -> Path:
         """Write a bundle (see converters.bundle.save)."""
@@ -144,6 +179,15 @@ class Converter(nn.Module):
                 f"(clips, {self.student.num_tokens}, {self.student.dim}) floats: {self.student.describe()}; feed it "
                 "tokens of the student that it was made for, or make a converter for that layout"
             )
+
+    def _masked(self, x: Tensor, mask: Tensor) -> Tensor:
+        if self.mask_token is None or mask.dtype != torch.bool or mask.shape != x.shape[1:2]:
+            has = "one" if self.mask_token is not None else "none"
+            raise ValueError(
+                f"mask is {tuple(mask.shape)} of {mask.dtype}, and this converter has {has} to put in place of tokens; "
+                f"give ({x.shape[1]},) of torch.bool to a converter made with mask_token=True"
+            )
+        return torch.where(mask[:, None], self.mask_token, x)
 
     def _check_target(self, name: str, label: str) -> None:
         if name not in self.targets:

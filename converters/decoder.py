@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from converters.attention import Attention, attend, mlp
+from converters.attention import Attention, Watch, attend, mlp, some_logits
 from converters.branch import zero_linear
 from converters.precision import without_autocast
 from converters.resample import Queries, fourier, grid_bands, num_fourier, trilinear
@@ -150,6 +150,8 @@ class Lookup(nn.Module):
     start wide (deviation about 1.5), or a token's value comes through as its s-th part, too little to learn from.
     """
 
+    watch: Watch | None = None
+
     def __init__(self, width: int, finders: int) -> None:
         super().__init__()
         self.finders = nn.Parameter(torch.randn(finders, KEY_CHANNELS) * 2.5)
@@ -167,11 +169,15 @@ class Lookup(nn.Module):
         """codes (q w) of the queries, tokens (b s w) -> (b q w)."""
         b = tokens.shape[0]
         finders = self.finders.to(tokens.dtype).expand(b, 1, -1, -1)
-        found = attend(finders, self.keys(tokens)[:, None], self.values(tokens)[:, None])[:, 0]  # (b f c)
+        keys = self.keys(tokens)[:, None]
+        found = attend(finders, keys, self.values(tokens)[:, None])[:, 0]  # (b f c)
         q, k = (x.unflatten(-1, (2, -1)).transpose(0, 1) for x in (self.table(codes), self.names))
         with without_autocast(q.device.type):
-            weights = (q.float() @ k.float().transpose(1, 2) / k.shape[-1] ** 0.5).softmax(dim=-1)  # (2 q f)
-        picked = weights.to(found.dtype) @ found.unflatten(-1, (2, -1)).transpose(1, 2)  # (b 2 q c/2)
+            logits = q.float() @ k.float().transpose(1, 2) / k.shape[-1] ** 0.5  # (2 q f)
+        if self.watch is not None:
+            self.watch(some_logits(finders, keys))
+            self.watch(logits)
+        picked = logits.softmax(dim=-1).to(found.dtype) @ found.unflatten(-1, (2, -1)).transpose(1, 2)  # (b 2 q c/2)
         return self.out(picked.transpose(1, 2).flatten(2))
 
 

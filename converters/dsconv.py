@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from converters.attention import Watch
 from converters.branch import (
     MAX_BLOCKS,
     check_choice,
@@ -244,6 +245,8 @@ class AttentionPool(nn.Module):
     the same and costs a row per head instead of one per token.
     """
 
+    watch: Watch | None = None
+
     def __init__(self, width: int, heads: int, count: int) -> None:
         super().__init__()
         self.count = count
@@ -253,6 +256,9 @@ class AttentionPool(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         normed = self.norm(x).to(x.dtype)
-        weights = self.queries(normed).float().softmax(dim=1).to(x.dtype)
+        logits = self.queries(normed).float()
+        if self.watch is not None:
+            self.watch(logits.transpose(1, 2))
+        weights = logits.softmax(dim=1).to(x.dtype)
         pooled = rearrange(weights.transpose(1, 2) @ normed, "b (k h) w -> b k h w", k=self.count)
         return torch.einsum("bkhw, hwc -> bkhc", pooled, self.values.to(x.dtype)).flatten(2)

@@ -155,6 +155,10 @@ class Perceiver(nn.Module):
         codes = self.places.code(self.places.fourier(places))
         return codes + 0.1 * torch.randn_like(codes)
 
+    @property
+    def outputs(self) -> nn.ModuleDict:
+        return self.decoder.outputs
+
     def options(self) -> dict[str, Any]:
         return dict(self._options)
 

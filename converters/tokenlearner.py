@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from converters.attention import Block
+from converters.attention import Block, Watch
 from converters.branch import MAX_BLOCKS, check_choice, check_count, trunk_width, undecayed
 from converters.decoder import Decoder, GridMix, Places
 from converters.perceiver import check_heads_and_samples
@@ -95,6 +95,10 @@ class TokenLearner(nn.Module):
         self.mix = nn.ModuleList([Block(width, heads) for _ in range(blocks)])
         self.decoder = Decoder(student, targets, width=width, heads=heads, samples=samples, lookup=0)
 
+    @property
+    def outputs(self) -> nn.ModuleDict:
+        return self.decoder.outputs
+
     def options(self) -> dict[str, Any]:
         return dict(self._options)
 
@@ -137,6 +141,8 @@ class Score(nn.Module):
     spread over the frame, bells about as wide as their distance, content logits with a deviation of about 1; all learn.
     """
 
+    watch: Watch | None = None
+
     def __init__(self, width: int, tokens: int) -> None:
         super().__init__()
         hidden, logits = nn.Linear(width, HIDDEN), nn.Linear(HIDDEN, tokens, bias=False)
@@ -151,7 +157,10 @@ class Score(nn.Module):
         """frames (b p w), cells' places in the frame (p 2) from 0 to 1 -> (b n p) float32."""
         distance = (within - self.centres[:, None]).square().sum(dim=-1)  # (n p)
         bell = -0.5 * distance * (-2 * self.log_width).exp()[:, None]
-        return (self.content(frames).float().transpose(1, 2) + bell).softmax(dim=-1)
+        logits = self.content(frames).float().transpose(1, 2) + bell
+        if self.watch is not None:
+            self.watch(logits)
+        return logits.softmax(dim=-1)
 
 
 def merge(tokens: Tensor, places: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:

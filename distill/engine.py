@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
+log = logging.getLogger(__name__)
 
 
 class Engine:
@@ -192,6 +193,15 @@ class Engine:
     @property
     def _adamw(self) -> torch.optim.AdamW:
         return self.deepspeed.optimizer.optimizer if self._partitioned else self.deepspeed.optimizer
+
+
+def choose_precision(asked: str, device: torch.device) -> str:
+    """fp32 or bf16; auto: bf16 on a GPU. Says so where the processor can only emulate it."""
+    precision = ("bf16" if device.type == "cuda" else "fp32") if asked == "auto" else asked
+    on_mkldnn = device.type == "cpu" and torch.backends.mkldnn.is_available()
+    if precision == "bf16" and on_mkldnn and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        log.warning("this CPU has no bf16: it is emulated, and a step takes some 20 times as long as in fp32")
+    return precision
 
 
 def schedule(step: int, *, steps: int, warmup: float) -> float:

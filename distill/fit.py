@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from converters.bottleneck import reduced_rank
 from converters.converter import Converter
 from converters.linear import LinearSkip
 from converters.ridge import NormalEquations, Ridge, assign_folds
@@ -41,10 +42,17 @@ def set_normalisers(converter: Converter, store: FeatureStore, *, column: str = 
 
 
 def set_skips(converter: Converter, solutions: Solutions, *, reader: str = STUDENT, pairing: str = TRUE) -> Converter:
-    """Gives a converter's skips the ridge solutions. Returns it."""
+    """Gives a converter's skips the ridge solutions, with a bottleneck the best of its rank. Returns it."""
     for target, skip in converter.skips.items():
         assert isinstance(skip, LinearSkip)
-        skip.set_({part: solutions[reader, target, part][pairing].weight.float() for part in skip.parts})
+        ridges = {part: solutions[reader, target, part][pairing] for part in skip.parts}
+        weights = {part: ridge.weight for part, ridge in ridges.items()}
+        if target in converter.bottlenecks:
+            through = converter.bottlenecks[target]
+            predictable = torch.stack([ridge.predictable for ridge in ridges.values()]).sum(dim=0)
+            first, weights = reduced_rank(weights, predictable, through.in_features)
+            through.set_(first.float())
+        skip.set_({part: weight.float() for part, weight in weights.items()})
     return converter
 
 

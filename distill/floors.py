@@ -5,12 +5,15 @@ pixels     ridge from the averaged pixels       ridge          ridge from the st
 ridge_local  ridge from 3 x 3 x 3 cells' leading components; a pooled target has no places and gets the plain ridge
 skip       the ridge, trained further           mlp            skip + per-token MLP of the converter's size, trained
 shuffled   ridge on wrongly paired clips: a control, near 0 where nothing leaks
+
+Beside a deficient converter stands, in the same manner, its twin: the same converter, trained without the deficiency.
 """
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from torch import Tensor, nn
@@ -26,6 +29,7 @@ from shards.ranks import Ranks
 from shards.store import FeatureStore
 
 MAIN = "converter"
+TWIN = "twin"
 TRAINED = {"skip": "linear", "mlp": "mlp"}  # floors that learn beside the converter -> their family
 LOCAL_COMPONENTS = 32  # of a cell; 27 cells of them are as many inputs as a large student has channels
 MLP_QUERIES = 128  # tokens that the per-token MLP trains on per clip: more cost 4 times as much and teach it no more
@@ -39,7 +43,7 @@ class Floors:
     Building it fits the contestants' own normalisers and, if they have them, skips: the ridge is a skip's start.
 
     contestants: name -> converter, of one student and the same targets. asked: names of floors, in the order of the
-    report. seed: of the MLP.
+    report. seed: of the MLP. deficient: contestants that are to have a twin; it may be one of the others.
     trained: the contestants and the floors that need training beside them, from the same read of the data, by label: a
         contestant's is its name, a floor's is its own name where it is one for all, else CONTESTANT/FLOOR, after the
         first contestant that it is for.
@@ -53,6 +57,7 @@ class Floors:
         asked: Sequence[str],
         seed: int,
         ranks: Ranks,
+        deficient: Collection[str] = (),
     ) -> None:
         self.contestants, self.store, self.seed, self.ranks = contestants, store, seed, ranks
         self.bases: dict[Mode, Tensor] = {}  # of the local ridge
@@ -64,16 +69,21 @@ class Floors:
         self.labels: dict[str, dict[str, str]] = {name: {MAIN: name} for name in contestants}
         for floor in asked:
             self._share(floor)
+        self._pair(deficient)
         self.trained = dict(contestants) | {
             label: self._start(floor, converter)
             for label, (floor, converter) in self.floors.items()
-            if floor in TRAINED
+            if floor in (TWIN, *TRAINED)
         }
 
     def part(self, contestant: str, found: Mapping[str, T]) -> dict[str, T]:
         """What of `found`, by label, is a contestant's: its own as MAIN, its floors by their names, as if it were
         alone."""
         return {name: found[label] for name, label in self.labels[contestant].items() if label in found}
+
+    def twins(self) -> dict[str, str]:
+        """Every deficient contestant's twin, by its label."""
+        return {name: labels[TWIN] for name, labels in self.labels.items() if TWIN in labels}
 
     def joined(self, found: Mapping[str, Mapping[str, T]]) -> dict[str, T]:
         """What `part` has taken apart, by label again. found: by contestant."""
@@ -106,6 +116,17 @@ class Floors:
             self.labels[name][floor] = label
             self.floors[label] = floor, self.contestants[owner]
 
+    def _pair(self, deficient: Collection[str]) -> None:
+        """Gives every deficient contestant its twin: a contestant that lacks nothing and else is the same, or one that
+        is trained for all who are the same."""
+        made_of = {name: json.dumps(plain(converter), sort_keys=True) for name, converter in self.contestants.items()}
+        twins = {key: name for name, key in made_of.items() if name not in deficient}
+        for name in (name for name in self.contestants if name in deficient):
+            label = twins.setdefault(made_of[name], TWIN if len(self.contestants) == 1 else f"{name}/{TWIN}")
+            self.labels[name][TWIN] = label
+            if label not in self.contestants:
+                self.floors.setdefault(label, (TWIN, self.contestants[name]))
+
     def _ingredients(self, floor: str, converter: Converter) -> Hashable:
         """What a floor depends on beside store and seed; None where the converter's size leaves it nothing."""
         if floor in ("mean", "position_mean"):
@@ -132,13 +153,16 @@ class Floors:
 
     def _start(self, floor: str, converter: Converter) -> Converter:
         """A floor that needs training, at its start: the ridge."""
+        if floor == TWIN:
+            twin = set_normalisers(without_deficiency(converter).to(self.ranks.device), self.store)
+            return set_skips(twin, self.ridges[converter.normaliser])
         options = {"parameters": self._spare(converter)} if floor == "mlp" else None
         start = self._build(TRAINED[floor], converter, options=options)
         return set_skips(start, self.ridges[converter.normaliser])
 
     def _candidate(self, label: str, floor: str, converter: Converter) -> list[Candidate]:
         ridges = self.ridges[converter.normaliser]
-        if floor in TRAINED:
+        if floor in (TWIN, *TRAINED):
             return [Candidate(self.trained[label])]
         if floor == "mean":
             return [Candidate(self._build("constant", converter, normaliser="global"))]
@@ -192,3 +216,22 @@ class Floors:
             seed=self.seed,
         )
         return set_normalisers(other.to(self.ranks.device), self.store, column=column)
+
+
+def plain(converter: Converter) -> dict[str, Any]:
+    """What makes a converter, apart from what a deficiency does to it."""
+    return {key: value for key, value in converter.config().items() if key not in ("rank", "mask_token")}
+
+
+def without_deficiency(converter: Converter) -> Converter:
+    """The same converter, new."""
+    made_of = plain(converter)
+    return create_converter(
+        converter.family,
+        student=converter.student,
+        targets=converter.targets,
+        skip=made_of["skip"],
+        normaliser=converter.normaliser,
+        options=made_of["options"],
+        seed=converter.seed,
+    )

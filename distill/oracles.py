@@ -169,14 +169,29 @@ class Fields:
 
 @dataclass
 class FieldOracle(Fields):
-    """y(q) = B g(q)."""
+    """y(q) = B g(q). With a decaying power it is the reduced-rank oracle, too."""
 
     def sample(self, clips: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         student, fields = super().sample(clips, generator)
         return student, fields @ self.reading.T
 
-    def bayes_r2(self) -> float:
-        return self.mean_reliability()
+    def bayes_r2(self, rank: int | None = None) -> float:
+        """rank: of the best converter whose answers span so many channels at most: it keeps the leading components of
+        what can be predicted, B diag(mean r) B' (Eckart and Young 1936)."""
+        if rank is None:
+            return self.mean_reliability()
+        return float(self._predictable()[:rank].sum() / self.reading.double().square().sum())
+
+    def shrunk_r2(self, taken: float) -> float:
+        """Of the best answers, so much taken from every singular value (per token): where a nuclear norm leads."""
+        values = self._predictable()
+        left = (values.sqrt() - taken).clamp(min=0)
+        return float((2 * left * values.sqrt() - left.square()).sum() / self.reading.double().square().sum())
+
+    def _predictable(self) -> Tensor:
+        """Variances of the components of what can be predicted, falling."""
+        mean, reading = self.reliability().mean(dim=1).expand(self.channels), self.reading.double()
+        return torch.linalg.eigvalsh(reading * mean @ reading.T).flip(0).clamp(min=0)
 
     def bayes(self, student_tokens: Tensor) -> Tensor:
         """The best possible conversion itself, (b s d) -> (b q e)."""

@@ -21,7 +21,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -57,6 +57,7 @@ SCHEDULES = {
         epochs=12, lr=1e-2, decays=(0.3, 3.0), heads=8, query_start=0.3, map_start=0.3, query_lr=3e-2, query_decay=1.0
     ),
 }
+KINDS = SCHEDULES | {"query": replace(SCHEDULES["attentive"], heads=1)}  # by that one, distill.pooling pools
 
 
 class Probe(nn.Module):
@@ -163,9 +164,9 @@ def fit_probe(
 
 
 def schedule_of(kind: str) -> Schedule:
-    if kind not in SCHEDULES:
+    if kind not in KINDS:
         raise ValueError(f"there is no probe {kind!r}; there are {', '.join(SCHEDULES)}")
-    return SCHEDULES[kind]
+    return KINDS[kind]
 
 
 def reading(kind: str, layout: TokenLayout, tokens: Source) -> Source:
@@ -183,7 +184,7 @@ def reading(kind: str, layout: TokenLayout, tokens: Source) -> Source:
                 )
             if turn == 0:  # of every source the first to be read; to look again would wait for the device at every step
                 check_finite(batch, clips)
-            yield (batch if SCHEDULES[kind].heads else moments(batch, layout).unsqueeze(1)), clips
+            yield (batch if schedule_of(kind).heads else moments(batch, layout).unsqueeze(1)), clips
 
     return source
 

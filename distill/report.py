@@ -6,13 +6,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from distill.floors import MAIN
+from distill.curve import curve_lines
+from distill.floors import MAIN, TWIN
+from distill.head_table import head_lines
 from distill.runfolder import RunFolder
-from distill.table import COST, cost_cells, format_table, number
+from distill.table import COST, cost_cells, difference, format_table, number, shortened, spread
 from shards.column import STUDENT
 from shards.store import FeatureStore
 
 Summary = dict[str, Any]
+APART = ("targets", "from_twin")  # of what a summary says of a deficiency, what the card leaves out
 SHOWN = ("r2c", "r2", "cos_std", "cka", "nmse", "cosine")
 STANDIN_WARNING = (
     "The backbones are stand-ins: two random layers each, in which pixels alone predict the teacher well. "
@@ -37,7 +40,8 @@ def end_table(
 
 
 def comparison(summaries: Mapping[str, Summary]) -> list[str]:
-    """The contestants beside their floors, target by target, what sets them apart, and which factors survive."""
+    """The contestants beside their floors, target by target, what sets them apart, which factors survive, and what
+    heads tell."""
     first, *others = summaries.values()
     lines: list[str] = []
     for target in first["targets"]:
@@ -47,7 +51,7 @@ def comparison(summaries: Mapping[str, Summary]) -> list[str]:
         elif gain := first["gain"].get(target):
             lines.append(f"gain over ridge, paired: {difference(gain)}")
         lines += mark_lines(first["marks"].get(target, {}))
-    return lines + survival_lines(summaries)
+    return lines + curve_lines(summaries) + survival_lines(summaries) + head_lines(summaries)
 
 
 def target_table(summaries: Mapping[str, Summary], target: str) -> str:
@@ -58,7 +62,8 @@ def target_table(summaries: Mapping[str, Summary], target: str) -> str:
     floors: dict[str, dict[str, dict[str, float | None]]] = {}
     for name, summary in summaries.items():
         for floor, by_target in summary["floors"].items():
-            if target in by_target:
+            shown = floor == TWIN and summary["deficiency"]["twin"] in summaries
+            if target in by_target and not shown:
                 floors.setdefault(floor, {})[name] = by_target[target]
     for floor, by_contestant in floors.items():
         first, *others = by_contestant.values()
@@ -115,15 +120,6 @@ def survival_table(summary: Summary, kind: str) -> str:
     return format_table(["task", STUDENT, *(shortened(target, 18) for target in probes), "chance"], rows)
 
 
-def shortened(name: str, width: int) -> str:
-    return name if len(name) <= width else name[: width - 2] + ".."
-
-
-def difference(found: Mapping[str, float | None]) -> str:
-    """A paired difference with its interval."""
-    return f"{number(found['value'], 4)} ({spread(found['low'], found['high'], 4)})"
-
-
 def cost_line(cost: Mapping[str, Any]) -> str:
     return (
         f"{cost['parameters'] / 1e6:.2f} M parameters, {cost['macs'] / 1e9:.2f} GMAC and "
@@ -149,10 +145,6 @@ def row(name: str, found: dict[str, float | None], low_high: list[float | None] 
     return [name, number(found["r2c"]), between, *(number(found[metric]) for metric in SHOWN[1:])]
 
 
-def spread(low: float | None, high: float | None, digits: int = 3) -> str:
-    return f"{number(low, digits)} .. {number(high, digits)}"
-
-
 def model_card(summary: dict[str, Any], store: FeatureStore) -> dict[str, Any]:
     """The entries of converters.bundle's card."""
     names = (STUDENT, *summary["targets"])
@@ -166,5 +158,6 @@ def model_card(summary: dict[str, Any], store: FeatureStore) -> dict[str, Any]:
             "clips": summary["clips"],
             "floors": summary["floors"],
             "gain": summary["gain"],
+            "deficiency": {key: value for key, value in (summary["deficiency"] or {}).items() if key not in APART},
         },
     }

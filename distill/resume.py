@@ -15,7 +15,7 @@ from shards.ranks import Ranks
 
 States = Mapping[str, Mapping[str, Tensor]]  # learner -> its state
 # what a resumed run may change
-FREE = ("run", "train.resume", "train.checkpoint_every", "train.validate_every", "evaluate.probes")
+FREE = ("run", "train.resume", "train.checkpoint_every", "train.validate_every", "evaluate.probes", "head")
 
 
 def resume_point(

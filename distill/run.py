@@ -14,7 +14,10 @@ from typing import Any
 import torch
 
 from converters import Converter, create_converter, list_converters
-from distill.engine import Engine, load_parameters
+from distill.compensation import Asked
+from distill.deficiency import Dials
+from distill.demands import check_store
+from distill.engine import Engine, choose_precision, load_parameters
 from distill.evaluate import finite
 from distill.floors import MAIN, Floors
 from distill.naming import named
@@ -22,10 +25,10 @@ from distill.objective import TERMS, Objective
 from distill.report import end_table, model_card
 from distill.resume import States, flatten, resume_point, saver
 from distill.runfolder import RunFolder, timestamp
-from distill.selection import Choice, choose_weights, validation_r2c
+from distill.selection import Choice, choose_weights, log_choices, validation_r2c
+from distill.spectrum import map_ranks
 from distill.summary import evaluate
-from distill.survival import check_tasks
-from distill.train import Learner, NotFinite, Stopped, StopRequest, sampled_positions, train
+from distill.train import Learner, NotFinite, Report, Stopped, StopRequest, sampled_positions, train
 from recipes.check import RecipeError
 from recipes.compose import load_recipe, to_yaml
 from recipes.contest import contestants, keyed_converters, run_base
@@ -40,7 +43,6 @@ from shards.store import FeatureStore
 from shards.stored import Stored
 from teachers import list_backbones
 
-log = logging.getLogger(__name__)
 RESUMABLE = 75  # exit status of a run that was asked to stop and can be continued (EX_TEMPFAIL)
 
 
@@ -77,8 +79,7 @@ def distill(recipe: Recipe, ranks: Ranks) -> dict[str, dict[str, Any]]:
     features = features_for(recipe, ranks, say=say)
     converters = build_converters(recipes, features)  # before the work, so that a wrong option costs nothing
     store = features.extract()
-    check_splits(store)
-    check_tasks(store, recipe.evaluate.probes, say)
+    check_store(store, probes=recipe.evaluate.probes, head=Asked(**asdict(recipe.head)), say=say)
     # what a resumed run must agree in
     settings = {name: flatten(asdict(own)) | flatten(store.digests, "features.") for name, own in recipes.items()}
     start, states = resume_point(folders, settings, resume=recipe.train.resume == "auto")
@@ -86,11 +87,14 @@ def distill(recipe: Recipe, ranks: Ranks) -> dict[str, dict[str, Any]]:
         folder.rewind(start)
         folder.write("recipe.yaml", to_yaml(recipes[name]))
 
-    floors = Floors(converters, store, asked=recipe.evaluate.floors, seed=recipe.train.seed, ranks=ranks)
-    learners = build_learners(recipe, floors, states, ranks)
+    deficient = [name for name, own in recipes.items() if own.deficiency]
+    floors = Floors(
+        converters, store, asked=recipe.evaluate.floors, seed=recipe.train.seed, ranks=ranks, deficient=deficient
+    )
+    learners = build_learners(recipes, floors, states, ranks)
     save = saver(learners, floors, folders, settings, ranks)
     try:
-        chosen = train_converters(recipe, learners, floors, folders, ranks, start=start, save=save)
+        chosen = train_converters(recipes, learners, floors, folders, ranks, start=start, save=save)
     except Stopped as stopped:
         name = next(iter(folders.values())).run
         say(f"{stopped}; continue with the same command and train.resume=auto run.name={name}")
@@ -118,7 +122,7 @@ def build_converters(recipes: Mapping[str, Recipe], features: Features | Stored)
     """The contestants' converters, not yet fitted, on this rank's device."""
     layouts, found = features.layouts, {}
     for name, recipe in recipes.items():
-        spec = recipe.converter
+        spec, dials = recipe.converter, deficiency_of(recipe)
         assert spec is not None, name
         with named(name):
             converter = create_converter(
@@ -128,20 +132,33 @@ def build_converters(recipes: Mapping[str, Recipe], features: Features | Stored)
                 skip=spec.skip,
                 normaliser=spec.normaliser,
                 options=spec.options,
+                rank=dials and dials.rank,
+                mask_token=dials is not None and dials.ratio is not None,
                 seed=recipe.train.seed,
             )
         found[name] = converter.to(features.ranks.device)
     return found
 
 
-def build_learners(recipe: Recipe, floors: Floors, saved: Mapping[str, States], ranks: Ranks) -> list[Learner]:
-    """A learner for every converter, from its state in a checkpoint where there is one. saved: by contestant."""
+def deficiency_of(recipe: Recipe) -> Dials | None:
+    """What the converter of a recipe is deprived of, in the terms of distill.deficiency."""
+    spec, setting = recipe.deficiency, recipe.train
+    return Dials.of(asdict(spec), steps=setting.steps, seed=setting.seed) if spec else None
+
+
+def build_learners(
+    recipes: Mapping[str, Recipe], floors: Floors, saved: Mapping[str, States], ranks: Ranks
+) -> list[Learner]:
+    """A learner for every converter, from its state in a checkpoint where there is one; floors lack nothing. recipes,
+    saved: by contestant."""
+    recipe = next(iter(recipes.values()))
     setting = recipe.train
     weights = {term: getattr(recipe.objective, term) for term in TERMS}
     states, precision = floors.joined(saved), choose_precision(setting.precision, ranks.device)
     learners = []
     for name, converter in floors.trained.items():
-        objective = Objective(converter, weights=weights, gram_tokens=recipe.objective.gram_tokens)
+        dials = deficiency_of(recipes[name]) if name in recipes else None
+        objective = Objective(converter, weights=weights, gram_tokens=recipe.objective.gram_tokens, dials=dials)
         with named(name):
             if name in states:
                 load_parameters(objective, states[name])
@@ -155,7 +172,7 @@ def build_learners(recipe: Recipe, floors: Floors, saved: Mapping[str, States], 
 
 
 def train_converters(
-    recipe: Recipe,
+    recipes: Mapping[str, Recipe],
     learners: Sequence[Learner],
     floors: Floors,
     folders: Mapping[str, RunFolder],
@@ -166,17 +183,8 @@ def train_converters(
 ) -> dict[str, Choice]:
     """Trains all converters from one read of the data, and leaves each with the weights that are better on val. Returns
     by label which these were, and their r2c there."""
-    setting, store = recipe.train, floors.store
-
-    def report(step: int, losses: dict[str, dict[str, float]]) -> None:
-        for name, folder in folders.items():
-            folder.log_losses(step, floors.part(name, losses), main=MAIN)
-
-    def validate(step: int) -> None:
-        found = validation_r2c(floors.contestants, store, queries=setting.queries, ranks=ranks)
-        for name, folder in folders.items():
-            folder.log_scores(step, "val", "r2c", finite(found[name]))
-
+    recipe, store = next(iter(recipes.values())), floors.store
+    setting, (report, validate) = recipe.train, logs(recipes, floors, folders, ranks)
     with read_batches(recipe, store, ranks) as reader, StopRequest() as asked_to_stop:
         train(
             learners,
@@ -193,14 +201,28 @@ def train_converters(
             asked_to_stop=asked_to_stop,
         )
     chosen = choose_weights(learners, floors.trained, store, queries=setting.queries, ranks=ranks)
-    for contestant, folder in folders.items():
-        for name, choice in floors.part(contestant, chosen).items():
-            learner = None if name == MAIN else name
-            r2c, weights = finite(choice.r2c), choice.weights
-            folder.log_scores(setting.steps, "val", "r2c", r2c, converter=learner, weights=weights)
-    if ranks.main:
-        print(*(f"{name}: {choice.weights} weights, chosen on val" for name, choice in chosen.items()), sep="\n")
+    log_choices(chosen, floors, folders, step=setting.steps, ranks=ranks)
     return chosen
+
+
+def logs(
+    recipes: Mapping[str, Recipe], floors: Floors, folders: Mapping[str, RunFolder], ranks: Ranks
+) -> tuple[Report, Callable[[int], None]]:
+    """What takes down a step's losses, and what validates."""
+
+    def report(step: int, losses: dict[str, dict[str, float]]) -> None:
+        for name, folder in folders.items():
+            folder.log_losses(step, floors.part(name, losses), main=MAIN)
+
+    def validate(step: int) -> None:
+        queries = next(iter(recipes.values())).train.queries
+        found = validation_r2c(floors.contestants, floors.store, queries=queries, ranks=ranks)
+        for name, folder in folders.items():
+            folder.log_scores(step, "val", "r2c", finite(found[name]))
+            if recipes[name].deficiency:
+                folder.log_scores(step, "val", "map_rank", map_ranks(floors.contestants[name]))
+
+    return report, validate
 
 
 def read_batches(recipe: Recipe, store: FeatureStore, ranks: Ranks) -> BatchReader:
@@ -219,15 +241,6 @@ def read_batches(recipe: Recipe, store: FeatureStore, ranks: Ranks) -> BatchRead
     )
 
 
-def choose_precision(asked: str, device: torch.device) -> str:
-    """fp32 or bf16; auto: bf16 on a GPU. Says so where the processor can only emulate it."""
-    precision = ("bf16" if device.type == "cuda" else "fp32") if asked == "auto" else asked
-    on_mkldnn = device.type == "cpu" and torch.backends.mkldnn.is_available()
-    if precision == "bf16" and on_mkldnn and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        log.warning("this CPU has no bf16: it is emulated, and a step takes some 20 times as long as in fp32")
-    return precision
-
-
 def build_engine(recipe: Recipe, objective: Objective, precision: str, ranks: Ranks) -> Engine:
     setting = recipe.train
     return Engine(
@@ -239,7 +252,7 @@ def build_engine(recipe: Recipe, objective: Objective, precision: str, ranks: Ra
         lr=setting.lr,
         min_lr=setting.min_lr,
         warmup=setting.warmup,
-        slow={"skips": setting.skip_lr},
+        slow={"skips": setting.skip_lr, "bottlenecks": setting.skip_lr},  # both start at the ridge
         weight_decay=setting.weight_decay,
         betas=(setting.betas[0], setting.betas[1]),
         clip_norm=setting.clip_norm,
@@ -253,16 +266,18 @@ def summarise_all(
     recipes: Mapping[str, Recipe], floors: Floors, chosen: Mapping[str, Choice], ranks: Ranks
 ) -> dict[str, dict[str, Any]]:
     """The summary of every contestant, with what its recipe alone knows."""
-    asked = next(iter(recipes.values())).evaluate
+    first = next(iter(recipes.values()))
     about = {name: {"recipe": recipe.recipe, "weights": recipe.backbones.weights} for name, recipe in recipes.items()}
     return evaluate(
         floors,
         chosen,
         about,
         ranks,
-        resamples=asked.bootstrap,
-        cka_positions=asked.cka_positions,
-        probes=asked.probes,
+        resamples=first.evaluate.bootstrap,
+        cka_positions=first.evaluate.cka_positions,
+        probes=first.evaluate.probes,
+        dials={name: deficiency_of(recipe) for name, recipe in recipes.items()},
+        head=Asked(**asdict(first.head)),
     )
 
 
@@ -278,15 +293,6 @@ def unknown_names(recipe: Recipe) -> list[str]:
             backbones = ", ".join(list_backbones())
             problems.append(f"{key}.backbone: {spec.backbone!r} is no backbone; there are {backbones}")
     return problems
-
-
-def check_splits(store: FeatureStore) -> None:
-    """Raises ValueError where refusals have emptied a split."""
-    for split in ("train", "val", "test"):
-        if not store.indices(split):
-            raise ValueError(
-                f"no {split} clip is left of {len(store)}: {len(store.refused)} were refused; give more videos"
-            )
 
 
 if __name__ == "__main__":

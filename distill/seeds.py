@@ -39,13 +39,20 @@ def one_of(summaries: Sequence[Summary]) -> Summary:
     return _one(list(summaries), "")
 
 
-def _one(values: list[Any], name: str) -> Any:
+def _one(values: list[Any], name: str, *, intervals: bool = False) -> Any:
+    """intervals: lists are such, not rows of numbers."""
     first = values[0]
     if isinstance(first, Mapping):
         if any(set(value) != set(first) for value in values):
             raise ValueError(f"the summaries differ in the entries of {name or 'their top'}; give runs of one version")
-        return {key: _one([value[key] for value in values], key) for key in first}
-    if isinstance(first, list):  # an interval
+        return {
+            key: _one([value[key] for value in values], key, intervals=intervals or key == "intervals") for key in first
+        }
+    if name == "alarms":
+        return sorted({alarm for value in values for alarm in value})
+    if isinstance(first, list) and not intervals:
+        return [_one(list(each), name) for each in zip(*values, strict=True)]
+    if isinstance(first, list):
         return [pick(ends) for pick, ends in zip((lowest, highest), zip(*values, strict=True), strict=True)]
     if all(isinstance(value, int | float) for value in values):
         return {"low": lowest, "high": highest}.get(name, mean)(values)

@@ -10,7 +10,9 @@ import torch
 
 from converters.converter import Converter
 from converters.resample import stratified
-from distill.evaluate import Candidate, score
+from distill.evaluate import Candidate, finite, score
+from distill.floors import MAIN, Floors
+from distill.runfolder import RunFolder
 from distill.train import Learner
 from shards.ranks import Ranks
 from shards.store import FeatureStore
@@ -65,3 +67,15 @@ def choose_weights(
         else:
             chosen[learner.name] = Choice("last", ours)
     return chosen
+
+
+def log_choices(
+    chosen: Mapping[str, Choice], floors: Floors, folders: Mapping[str, RunFolder], *, step: int, ranks: Ranks
+) -> None:
+    """Takes down what was chosen, in every contestant's folder and on the terminal."""
+    for contestant, folder in folders.items():
+        for name, choice in floors.part(contestant, chosen).items():
+            learner = None if name == MAIN else name
+            folder.log_scores(step, "val", "r2c", finite(choice.r2c), converter=learner, weights=choice.weights)
+    if ranks.main:
+        print(*(f"{name}: {choice.weights} weights, chosen on val" for name, choice in chosen.items()), sep="\n")

@@ -27,6 +27,19 @@ def number(value: float | None, digits: int = 3) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
 
 
+def shortened(name: str, width: int) -> str:
+    return name if len(name) <= width else name[: width - 2] + ".."
+
+
 def cost_cells(cost: Mapping[str, float]) -> list[str]:
     """A summary's cost under the columns of COST."""
     return [f"{cost['parameters'] / 1e6:.2f}", f"{cost['macs'] / 1e9:.2f}", f"{cost['latency_ms']:.0f}"]
+
+
+def difference(found: Mapping[str, float | None]) -> str:
+    """A paired difference with its interval."""
+    return f"{number(found['value'], 4)} ({spread(found['low'], found['high'], 4)})"
+
+
+def spread(low: float | None, high: float | None, digits: int = 3) -> str:
+    return f"{number(low, digits)} .. {number(high, digits)}"

@@ -77,7 +77,7 @@ def train(
             sums: list[dict[str, Tensor]] = [{} for _ in learners]
             for batch in micro_batches:
                 for learner, chosen, terms in zip(learners, positions, sums, strict=True):
-                    found = learner.engine.forward(batch, chosen)
+                    found = learner.engine.forward(batch, chosen, step)
                     learner.engine.backward(found["loss"])
                     for name, value in found.items():
                         terms[name] = terms.get(name, 0) + value.detach() / len(micro_batches)

@@ -59,7 +59,12 @@ def help_text(program: str, folder: Path = FOLDER) -> str:
     for section, kind in get_type_hints(Recipe).items():
         if is_dataclass(inner := bare(kind)):
             lines += [f"{INDENT}{section}: {' '.join(_defaults(inner))}"]
-    lines += [f"{INDENT}targets.NAME: as student", f"{INDENT}contest.NAME: as converter", "", "Examples:"]
+    lines += [
+        f"{INDENT}targets.NAME: as student",
+        f"{INDENT}contest.NAME: as converter, and deficiency",
+        "",
+        "Examples:",
+    ]
     lines += [f"{INDENT}{program} recipe=perceiver_videomae data=folder data.root=DIR"]
     lines += [f"{INDENT}{program} recipe=perceiver_all targets=[videomae,vivit] train.steps=200"]
     lines += [f"{INDENT}{program} recipe=contest_videomae contest=[perceiver,mamba] contest.mamba.skip=none"]

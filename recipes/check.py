@@ -15,9 +15,9 @@ from typing import Any, get_args
 
 from pydantic import TypeAdapter, ValidationError
 
-from recipes.contest import CONTEST, keyed_converters
+from recipes.contest import CONTEST, keyed_converters, keyed_deficiencies
 from recipes.keys import NAMED, hint, paths, whole_entries
-from recipes.schema import Data, Floor, Recipe
+from recipes.schema import Data, Deficiency, Floor, Head, Recipe
 
 WEIGHTS = ("standin", "pretrained", "miniature")  # anything else is a folder
 NEEDS = {"demo": (), "world": (), "folder": ("root",), "csv": ("csv",), "webdataset": ("tars",), "store": ()}
@@ -29,9 +29,12 @@ READS = {
     "webdataset": ("tars",),
     "store": (),
 }
+LOW_RANK, MASKING = ("nuclear", "rank"), ("ratio", "entropy", "entropy_target")
+JACOBIAN = ("jacobian", "every", "directions", "outputs")
+DEFICIENCIES = {"low_rank": LOW_RANK, "masking": MASKING, "jacobian": JACOBIAN, "combined": (*LOW_RANK, *MASKING)}
 COLUMN = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}")  # as converters.converter.NAME
 TAKEN = ("clips", "student")  # folders of a feature store
-FLOORS = get_args(Floor)  # they stand beside the contestants
+BESIDE = (*get_args(Floor), "twin")  # what stands beside the contestants
 PARTS = ("checkpoints", "bundle")  # folders of a run
 
 Tree = dict[str, Any]
@@ -108,6 +111,8 @@ def _missing(path: str, tree: Mapping[str, Any]) -> str:
     if path == "converter.family" and (names := whole_entries(tree, "contest")):
         places = " or ".join(CONTEST + each for each in names)
         return f"converter: this recipe is a contest, and each contestant has a converter; write {places} instead"
+    if path.endswith("deficiency.kind"):
+        return f"{path}: required; choose {section}={', '.join(DEFICIENCIES)} where it is a group, or write the kind"
     near = hint(name, whole_entries(tree, group), prefix=f"{group}.") if name and NAMED.get(group) == key else ""
     if near:
         return f"{section}: unknown {'target' if group == 'targets' else 'contestant'}{near} A new one needs {path}"
@@ -142,7 +147,8 @@ def check(recipe: Recipe) -> list[str]:
 
     Each sentence names the key, its value, the rule and what to change.
     """
-    return [*_check_data(recipe), *_check_models(recipe), *_check_converters(recipe), *_check_training(recipe)]
+    rules = (_check_data, _check_models, _check_converters, _check_deficiencies, _check_training, _check_head)
+    return [*chain.from_iterable(rule(recipe) for rule in rules)]
 
 
 def _check_data(recipe: Recipe) -> Iterator[str]:
@@ -201,14 +207,28 @@ def _check_converters(recipe: Recipe) -> Iterator[str]:
     for name in recipe.contest:
         if not COLUMN.fullmatch(name):
             yield f"{CONTEST}{name}: it names a folder of the run; use letters, digits, _ and -, a letter first"
-        if name in (*FLOORS, *PARTS):
-            rule = "is a floor's" if name in FLOORS else "is that of a run's own folder"
+        if name in (*BESIDE, *PARTS):
+            rule = "is a floor's or a twin's" if name in BESIDE else "is that of a run's own folder"
             yield f"{CONTEST}{name}: the name {rule}; choose another name"
     for place, entry in keyed_converters(recipe).items():
         yield from _check_finite(f"{place}.options", entry.options)
         width, heads = (entry.options.get(key) for key in ("width", "heads"))
         if type(width) is int and type(heads) is int and (heads < 1 or width % heads):
             yield f"{place}.options.width={width} must divide by {place}.options.heads={heads}"
+
+
+def _check_deficiencies(recipe: Recipe) -> Iterator[str]:
+    defaults = {entry.name: entry.default for entry in fields(Deficiency)}
+    for place, entry in keyed_deficiencies(recipe).items():
+        for key in sorted({*chain(*DEFICIENCIES.values())} - {*DEFICIENCIES[entry.kind]}):
+            if (value := getattr(entry, key)) != defaults[key]:
+                yield f"{place}.{key}={value} is not read with {place}.kind={entry.kind}; leave it out"
+        if "ratio" in DEFICIENCIES[entry.kind] and entry.strength * entry.ratio >= 1:
+            rule = "hide every token; their product is the share that is hidden and must be below 1"
+            yield f"{place}.strength={entry.strength:g} and {place}.ratio={entry.ratio:g} {rule}"
+        if entry.zero_until > entry.full_from:
+            rule = f"is after {place}.full_from={entry.full_from:g}; it must not be"
+            yield f"{place}.zero_until={entry.zero_until:g} {rule}"
 
 
 def _check_training(recipe: Recipe) -> Iterator[str]:
@@ -233,8 +253,20 @@ def _check_training(recipe: Recipe) -> Iterator[str]:
     yield from _check_repeats("evaluate.probes", recipe.evaluate.probes)
 
 
+def _check_head(recipe: Recipe) -> Iterator[str]:
+    head = recipe.head
+    yield from _check_repeats("head.tasks", head.tasks)
+    yield from _check_repeats("head.per_class", head.per_class)
+    if not head.tasks and head != Head():
+        yield "head: nothing is fitted without head.tasks; give head.tasks=[label], or leave the rest out"
+    if not head.per_class:
+        yield "head.per_class=[] leaves the head no label; give numbers of labels of a class, or [null] for all"
+    if head.separator is not None and head.pooling == "attentive":
+        yield "head.pooling=attentive is learned with one label of a clip; choose mean, or leave head.separator out"
+
+
 def _check_repeats(path: str, names: list[Any]) -> Iterator[str]:
-    for name in sorted({name for name in names if names.count(name) > 1}):
+    for name in sorted({name for name in names if names.count(name) > 1}, key=str):
         yield f"{path}: {name} stands there {names.count(name)} times; once is enough"
 
 

@@ -189,7 +189,8 @@ def _compose(name: str, groups: dict[str, str], folder: Path) -> Tree:
         raise RecipeError(f"{recipes[name].name} does not compose", [str(error).strip()]) from error
     if not isinstance(tree, dict):
         raise RecipeError(f"{recipes[name].name} does not compose", ["it must be a mapping of sections"])
-    return {"recipe": name, **{str(key): value for key, value in tree.items()}}
+    # a section of which an option says nothing is left out: deficiency=none
+    return {"recipe": name, **{str(key): value for key, value in tree.items() if value != {}}}
 
 
 def _read_file(file: Path) -> Tree:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from recipes.schema import ConverterSpec, Recipe, Run
+from recipes.schema import ConverterSpec, Deficiency, Recipe, Run
 
 CONTEST = "contest."  # before a contestant's name, the key at which it stands
 
@@ -18,6 +18,13 @@ def keyed_converters(recipe: Recipe) -> dict[str, ConverterSpec]:
     """Every converter of a recipe by the key at which it stands: `converter`, or `contest.NAME`."""
     alone = {"converter": recipe.converter} if recipe.converter else {}
     return alone | {CONTEST + name: spec for name, spec in recipe.contest.items()}
+
+
+def keyed_deficiencies(recipe: Recipe) -> dict[str, Deficiency]:
+    """Every deficiency of a recipe by the key at which it stands: `deficiency`, or `contest.NAME.deficiency`."""
+    places = {"deficiency": recipe.deficiency}
+    places |= {f"{CONTEST}{name}.deficiency": spec.deficiency for name, spec in recipe.contest.items()}
+    return {place: found for place, found in places.items() if found is not None}
 
 
 def contestants(recipe: Recipe) -> dict[str, Recipe]:
@@ -34,7 +41,10 @@ def contestants(recipe: Recipe) -> dict[str, Recipe]:
         name: replace(
             recipe,
             recipe=f"{recipe.recipe}_{name}",
-            converter=spec,
+            converter=ConverterSpec(
+                family=spec.family, skip=spec.skip, normaliser=spec.normaliser, options=spec.options
+            ),
+            deficiency=spec.deficiency or recipe.deficiency,
             contest={},
             run=Run(dir=inside, name=name) if inside else run,
         )

@@ -94,6 +94,32 @@ class ConverterSpec:
 
 
 @dataclass(config=strict, kw_only=True)
+class Deficiency:
+    """What a converter is deliberately deprived of (distill.deficiency): `strength` times the settings of its kind."""
+
+    kind: Literal["low_rank", "masking", "jacobian", "combined"]  # combined: low_rank and masking
+    strength: NotNegative = 1.0  # multiplies nuclear, ratio, entropy and jacobian
+    zero_until: Share = 0.1  # share of the steps without it
+    full_from: Share = 0.4  # share of the steps from which on it is whole; linear in between
+    nuclear: NotNegative = 1.0  # low_rank: weight of the answers' nuclear norm per channel; half is taken off a value
+    rank: Count | None = None  # low_rank: a hard limit, from the first step; at most the targets' width
+    ratio: Annotated[float, Field(ge=0, lt=1)] = 0.5  # masking: share of the student's places that are hidden
+    entropy: NotNegative = 0.1  # masking: weight of the hinge on attention's entropy, in families that attend
+    entropy_target: Share = 0.5  # masking: share of the largest entropy down to which the hinge pulls
+    jacobian: NotNegative = 1.0  # jacobian: weight of |J|^2 per channel over the answer's variance
+    every: Count = 8  # jacobian: steps from one estimate to the next
+    directions: Count = 1  # jacobian: random ones of an estimate
+    outputs: Count = 16  # jacobian: answered tokens of a target that an estimate looks at
+
+
+@dataclass(config=strict, kw_only=True)
+class Contestant(ConverterSpec):
+    """A converter of a contest."""
+
+    deficiency: Deficiency | None = None  # its own; default: the recipe's
+
+
+@dataclass(config=strict, kw_only=True)
 class Train:
     """The training loop."""
 
@@ -101,7 +127,7 @@ class Train:
     batch: Count = 8  # clips per optimizer step, over all ranks and accumulation steps
     accumulation: Count = 1  # micro-batches per optimizer step
     lr: Positive = 1e-3
-    skip_lr: Share = 0.1  # the skip's rate, as a share of lr
+    skip_lr: Share = 0.1  # the rate of what starts at the ridge, as a share of lr: the skip, a bottleneck
     min_lr: NotNegative = 1e-6
     warmup: Share = 0.05  # share of the steps
     weight_decay: NotNegative = 0.02
@@ -147,6 +173,19 @@ class Evaluate:
 
 
 @dataclass(config=strict, kw_only=True)
+class Head:
+    """Classifiers on pooled tokens, fitted once the converters are trained (distill.arms); without tasks, none."""
+
+    tasks: list[Text] = field(default_factory=list)  # what is told of a clip: label, or a factor's name
+    per_class: list[Count | None] = field(default_factory=lambda: [None])  # train labels of a class; null: all
+    rank: Count = 8  # of the residual; at most the student's width
+    pooling: Literal["mean", "attentive"] = "mean"
+    weights: Literal["none", "balanced"] = "none"  # of the classes
+    smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0  # of the labels: share that goes to all classes alike
+    separator: Text | None = None  # of several labels that one clip may have, as in run;jump; null: it has one
+
+
+@dataclass(config=strict, kw_only=True)
 class Recipe:
     """A whole recipe."""
 
@@ -155,11 +194,13 @@ class Recipe:
     student: Backbone
     targets: dict[str, Backbone]
     converter: ConverterSpec | None = None  # either this one,
-    contest: dict[str, ConverterSpec] = field(default_factory=dict)  # or several: name -> one (recipes.contest)
+    contest: dict[str, Contestant] = field(default_factory=dict)  # or several: name -> one (recipes.contest)
     run: Run = field(default_factory=Run)
     store: Store = field(default_factory=Store)
     backbones: Backbones = field(default_factory=Backbones)
     train: Train = field(default_factory=Train)
     objective: Objective = field(default_factory=Objective)
+    deficiency: Deficiency | None = None
     engine: Engine = field(default_factory=Engine)
     evaluate: Evaluate = field(default_factory=Evaluate)
+    head: Head = field(default_factory=Head)

@@ -115,6 +115,14 @@ class FeatureStore:
         self._column(column)
         return self._codecs[column]
 
+    def check_splits(self) -> None:
+        """Raises ValueError where refusals have emptied a split."""
+        for split in SPLITS:
+            if not self.indices(split):
+                raise ValueError(
+                    f"no {split} clip is left of {len(self)}: {len(self.refused)} were refused; give more videos"
+                )
+
     def indices(self, split: str) -> list[int]:
         """Clips of one split: train, val or test."""
         if split not in SPLITS:

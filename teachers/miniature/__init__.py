@@ -61,7 +61,7 @@ def build(
             )
         weights = MINIATURE if shipped else f"local:{digest}"
         published = Published(None, digest if shipped else source.revision, source.licence or LICENCE)
-        note = record.describe()
+        note = f"{record.steps} steps of {record.batch} clips, seed {record.seed}, world {record.world}"
     return Backbone(
         network,
         name=name,

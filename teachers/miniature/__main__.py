@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -16,7 +15,7 @@ import torch
 from shards.world import FACTORS, VERSION, check_factors, draw_scenes, impossible, render
 from teachers.miniature.models import MEAN, MINIATURES, STD, Miniature
 from teachers.miniature.objectives import OBJECTIVES, Lesson
-from teachers.miniature.record import Record, read_weights, write_weights
+from teachers.miniature.record import Record, write_weights
 from teachers.miniature.training import Trainer
 
 log = logging.getLogger(__name__)
@@ -42,7 +41,6 @@ def parser() -> argparse.ArgumentParser:
     one = commands.add_parser("train", help="train one; the same command again goes on from its last checkpoint")
     one.add_argument("name", choices=list(MINIATURES))
     one.add_argument("--out", type=Path, default=Path("runs/miniature"), help="default: runs/miniature")
-    one.add_argument("--start", type=Path, help="a folder of earlier weights to begin from (default: a random start)")
     one.add_argument("--steps", type=int, help="default: as its shipped weights had")
     one.add_argument("--batch", type=int, help="clips a step; default: as its shipped weights had")
     one.add_argument("--lr", type=float, help="peak rate; default: as its shipped weights had")
@@ -63,11 +61,8 @@ def train(arguments: argparse.Namespace) -> Record:
     settings = {"model": name, "world": VERSION, **{key: getattr(arguments, key) for key in SETTINGS}}
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(arguments.seed)
-        network, begun = model.network(), None
-        if arguments.start:
-            begun = asdict(read_weights(arguments.start / name, network, model=name))
-        objective = OBJECTIVES[model.objective](network, {key: len(FACTORS[key]) for key in model.factors})
-    trainer = Trainer(objective, settings=settings | {"start": begun and begun["sha256"]}, device=device)
+        objective = OBJECTIVES[model.objective](model.network(), {key: len(FACTORS[key]) for key in model.factors})
+    trainer = Trainer(objective, settings=settings, device=device)
     checkpoint = arguments.out / name / "checkpoint.safetensors"
     if checkpoint.exists():
         trainer.restore(checkpoint)
@@ -78,14 +73,11 @@ def train(arguments: argparse.Namespace) -> Record:
         return teach(model, arguments, device=device, generator=generator, progress=progress)
 
     trainer.train(lesson, checkpoint=checkpoint, every=arguments.checkpoint_every)
-    options = " ".join(f"--{key} {getattr(arguments, key):g}" for key in SETTINGS) + (
-        " --start FOLDER" if begun else ""
-    )
+    options = " ".join(f"--{key} {getattr(arguments, key):g}" for key in SETTINGS)
     made = {
         "command": f"python -m teachers.miniature train {name} {options}",
         "hardware": hardware(device),
         "seconds": round(trainer.seconds, 1),
-        "start": begun,
     }
     losses = {term: round(value, 4) for term, value in trainer.losses().items()}
     return write_weights(arguments.out / name, trainer.average, settings | made | {"losses": losses})

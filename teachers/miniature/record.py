@@ -18,8 +18,7 @@ RECORD, WEIGHTS = "config.json", "model.safetensors"
 @dataclass(frozen=True, kw_only=True)
 class Record:
     """seconds: of training, on `hardware`. losses: the objective's terms, means over the last steps. sha256: that
-    model.safetensors must have. world: version of the renderer. start: the record of the weights that it began from;
-    None for a random start."""
+    model.safetensors must have. world: version of the renderer."""
 
     model: str
     command: str
@@ -33,7 +32,6 @@ class Record:
     seconds: float
     losses: dict[str, float]
     sha256: str
-    start: dict[str, Any] | None = None
 
     @classmethod
     def read(cls, path: Path) -> Record:
@@ -43,11 +41,6 @@ class Record:
         except (TypeError, ValueError) as error:
             names = ", ".join(field.name for field in fields(cls))
             raise ValueError(f"{path} is no record of a miniature's training ({error}); one has {names}") from error
-
-    def describe(self) -> str:
-        """How much training it was, with what went before it."""
-        before = f", after {Record(**self.start).describe()}" if self.start else ""
-        return f"{self.steps} steps of {self.batch} clips, seed {self.seed}, world {self.world}{before}"
 
 
 def write_weights(folder: Path, network: nn.Module, record: dict[str, Any]) -> Record:

@@ -64,7 +64,8 @@ class Block(nn.Module):
 class ConvStem(nn.Module):
     """Convolutions that halve the sides until a cell is a pixel: (b f 3 height width) -> (b (t h w) d). A cell's frames
     are its channels. In place of one linear map of the patch, it learns edges much sooner (Xiao et al., "Early
-    Convolutions Help Transformers See Better", 2021).
+    Convolutions Help Transformers See Better", 2021). Four pixels wide, the kernels look equally far over all edges of
+    a cell; they start by looking over none, so that even untrained a cell's token is that of its pixels.
 
     patch: frames and pixels of a cell; pixels must be a power of two.
     """
@@ -74,10 +75,10 @@ class ConvStem(nn.Module):
         self.frames, halvings = patch[0], patch[1].bit_length() - 1
         if patch[1] != 1 << halvings:
             raise ValueError(f"a stem of convolutions halves the sides; {patch[1]} pixels of a patch are no power of 2")
-        widths = [3 * self.frames, *(dim >> step for step in reversed(range(halvings)))]
+        widths = [3 * self.frames, *(3 * dim // 4 >> step for step in reversed(range(halvings)))]
         layers: list[nn.Module] = []
         for taken, given in itertools.pairwise(widths):
-            layers += [nn.Conv2d(taken, given, 3, stride=2, padding=1), nn.GroupNorm(1, given), nn.GELU()]
+            layers += [nn.Conv2d(taken, given, 4, stride=2, padding=1), nn.GroupNorm(1, given), nn.GELU()]
         self.layers, self.out = nn.Sequential(*layers), nn.Linear(widths[-1], dim)
 
     def forward(self, video: Tensor) -> Tensor:
@@ -177,8 +178,10 @@ def waves(*sides: int, dim: int) -> Tensor:
 
 
 def start(module: nn.Module) -> None:
-    """The usual start of a ViT's maps: Xavier's, biases at zero."""
+    """The usual start of a ViT's maps: Xavier's, biases at zero; of a convolution the rim (see ConvStem)."""
     if isinstance(module, nn.Linear):
         nn.init.xavier_uniform_(module.weight)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.Conv2d):
+        module.weight.data = F.pad(module.weight.data[:, :, 1:-1, 1:-1], (1, 1, 1, 1))

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
-from small import draw
+from small import OPTIONS, draw, stir, tiny
+from torch.overrides import TorchFunctionMode
 
-from converters.attention import Attention, Block, attend
+from converters import FAMILIES
+from converters.attention import Attention, Block, attend, some_logits, watched
 
 
 @pytest.mark.parametrize("biased", [False, True])
@@ -39,3 +43,43 @@ def test_a_block_keeps_order_of_its_tokens():
     block, x = Block(16, 2), draw(1, 5, 16)
     order = torch.tensor([3, 1, 4, 0, 2])
     torch.testing.assert_close(block(x[:, order]), block(x)[:, order], atol=1e-5, rtol=1e-5)
+
+
+def test_some_logits_are_those_of_evenly_spaced_queries():
+    q, k, bias = draw(2, 3, 130, 8), draw(2, 3, 9, 8, seed=1), draw(2, 1, 1, 9, seed=3)
+    whole = torch.einsum("bhqc,bhmc->bhqm", q, k) / 8**0.5 + bias
+    torch.testing.assert_close(some_logits(q, k, bias), whole[:, :, ::3])
+    torch.testing.assert_close(some_logits(q, k, bias, rows=130), whole)
+
+
+class Softmaxes(TorchFunctionMode):
+    """Keeps the answers of every softmax and the number of fused attentions within it."""
+
+    names = ("softmax", "_softmax", "log_softmax", "scaled_dot_product_attention", "multi_head_attention_forward")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_function__(self, func: Callable, types: object, args: tuple = (), kwargs: dict | None = None) -> object:
+        self.count += getattr(func, "__name__", "") in self.names
+        return func(*args, **(kwargs or {}))
+
+
+FURTHER = {"mamba": {"decode": "queries"}, "tokenlearner": {"compress": "tome"}}
+
+
+@pytest.mark.parametrize("further", [False, True])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_softmax_of_a_family_is_watched(family, further, tokens):
+    """One that were not would escape the penalty on attention's entropy."""
+    options = {**OPTIONS.get(family, {}), **(FURTHER.get(family, {}) if further else {})}
+    converter, shown = stir(tiny(family, options=options)), []
+    with Softmaxes() as softmaxes:
+        converter(tokens)
+    with watched(converter, lambda logits: shown.append(logits)):
+        converter(tokens)
+    assert len(shown) == softmaxes.count
+    assert (softmaxes.count > 0) == (family in ("perceiver", "dsconv", "mamba", "tokenlearner"))
+    assert all(logits.dtype == torch.float32 and logits.shape[-1] > 1 for logits in shown)
+    assert all(part.watch is None for part in converter.modules() if hasattr(part, "watch"))

@@ -285,7 +285,7 @@ def test_a_state_of_another_converter_is_named_after_its_learner(tiny: list[str]
     made = Floors({"small": branch(store)}, store, asked=[], seed=0, ranks=Ranks())
     saved = {"small": {MAIN: {"parameter/elsewhere": torch.zeros(1)}}}
     with pytest.raises(ValueError, match=r"^small: the checkpoint is of another converter"):
-        run.build_learners(load_recipe(tiny), made, saved, Ranks())
+        run.build_learners({"small": load_recipe(tiny)}, made, saved, Ranks())
 
 
 def test_floors_of_another_space_are_made_for_themselves(store: FeatureStore) -> None:

@@ -23,6 +23,8 @@ SUMMARY: dict[str, Any] = {
     "lead": {},
     "chosen": {"weights": "last", "r2c": {"videomae": 0.8}},
     "probes": {},
+    "deficiency": None,
+    "head": None,
     "cost": {"parameters": 4_770_000, "macs": 5_400_000_000, "latency_ms": 61.4, "threads": 2, "device": "cpu"},
     "clips": {"train": 56, "val": 12, "test": 3, "refused": 1},
     "digests": {"split": "abc"},
@@ -43,6 +45,15 @@ def test_end_table_says_all_of_it() -> None:
     assert lines[-4:] == [STANDIN_WARNING, "run       runs/x", "bundle    runs/x/bundle", "features  features/y"]
     published = {"converter": SUMMARY | {"weights": "pretrained"}}
     assert STANDIN_WARNING not in end_table(published, folders, store=Path("f"))
+
+
+def test_a_twin_that_is_a_contestant_has_one_row() -> None:
+    summaries = {name: contestant(0.9, 0.9, {}, None) for name in ("whole", "low")}
+    summaries["low"]["floors"] = summaries["low"]["floors"] | {"twin": {"videomae": METRICS}}
+    for twin, expected in (("whole", []), ("low/twin", ["low/twin"])):
+        summaries["low"]["deficiency"] = {"twin": twin}
+        rows = [line.split()[0] for line in target_table(summaries, "videomae").splitlines()]
+        assert rows[2:] == ["whole", "low", "ridge", *expected]
 
 
 def contestant(r2c: float | None, val: float | None, lead: dict[str, float], mlp: float | None) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -168,7 +169,7 @@ def test_two_ranks_hold_the_same_contest(tiny: list[str], tmp_path: Path) -> Non
     """With a floor that both contestants share, and the optimizer's state partitioned."""
     words = [
         *("recipe=contest_videomae", "contest=[dsconv,mamba]", "evaluate.floors=[ridge,skip]"),
-        "evaluate.probes=[linear]",
+        *("evaluate.probes=[linear]", "head.tasks=[label]", "head.per_class=[3,null]"),
         *(word for word in tiny if not word.startswith(("recipe=", "converter."))),
         "contest.dsconv.options={width: 16, blocks: 2, kernel: 3}",
         "contest.mamba.options={width: 16, blocks: 2, states: 4, samples: 4}",
@@ -186,6 +187,10 @@ def test_two_ranks_hold_the_same_contest(tiny: list[str], tmp_path: Path) -> Non
         assert set(theirs["floors"]) == {"ridge", "skip"}
         told = [found["probes"]["videomae"]["label"]["linear"] for found in (ours, theirs)]
         assert told[0]["teacher"] == told[1]["teacher"] and told[0]["student"] == told[1]["student"]
+        heads = [found["head"]["videomae"]["label"] for found in (ours, theirs)]
+        assert list(heads[0]) == ["3", "all"] and heads[0]["3"]["teacher"]["labelled"] == 6
+        for few, arm in product(heads[0], ("student", "teacher")):
+            assert heads[0][few][arm]["accuracy"] == heads[1][few][arm]["accuracy"]
         for floor in (None, "ridge", "skip"):
             scores = [found["floors"][floor] if floor else found["targets"] for found in (ours, theirs)]
             assert scores[0]["videomae"]["r2c"] == pytest.approx(scores[1]["videomae"]["r2c"], abs=1e-3)

@@ -41,12 +41,17 @@ def test_runs_of_one_recipe_are_found_whatever_their_folders(tmp_path: Path) -> 
 def test_means_and_the_widest_intervals() -> None:
     found = one_of(
         [
-            {"value": 0.2, "low": 0.1, "high": 0.3, "span": [0.1, 0.5], "name": "same", "none": None, "n": 250},
-            {"value": 0.4, "low": 0.3, "high": 0.7, "span": [0.0, 0.6], "name": "same", "none": 0.1, "n": 250},
+            {"value": 0.2, "low": 0.1, "high": 0.3, "name": "same", "none": None, "n": 250},
+            {"value": 0.4, "low": 0.3, "high": 0.7, "name": "same", "none": 0.1, "n": 250},
         ]
     )
     assert found.pop("value") == pytest.approx(0.3)
-    assert found == {"low": 0.1, "high": 0.7, "span": [0.0, 0.6], "name": "same", "none": None, "n": 250}
+    assert found == {"low": 0.1, "high": 0.7, "name": "same", "none": None, "n": 250}
+    spectra = [
+        {"intervals": {"a": {"r2": [0, 4]}}, "r2": [0, 4, None]},
+        {"intervals": {"a": {"r2": [1, 6]}}, "r2": [1, 6, 0]},
+    ]
+    assert one_of(spectra) == {"intervals": {"a": {"r2": [0, 6]}}, "r2": [0.5, 5, None]}
     assert one_of([{"low": None, "w": "last"}, {"low": 0.1, "w": "ema"}]) == {"low": None, "w": None}
     with pytest.raises(ValueError, match="differ in the entries of a"):
         one_of([{"a": {"b": 1}}, {"a": {"c": 1}}])

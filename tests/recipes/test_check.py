@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from recipes.check import FLOORS, RecipeError, validate
+from recipes.check import BESIDE, RecipeError, validate
 from recipes.compose import from_yaml, load_recipe, to_yaml
 from recipes.schema import Recipe
 
@@ -92,7 +92,18 @@ WRONG = [
     ),
     ("converter.options.a=[.inf]", "converter.options.a.0=inf: must be a finite number"),
     ("objective={mse: 0, cosine: 0, gram: 0}", "objective: all of mse, smooth_l1, cosine, gram, moments are 0"),
+    ("deficiency=low", "deficiency=low: unknown option 'low'; valid: combined, jacobian, low_rank, masking, none"),
+    ("deficiency.strength=0.1", "deficiency.kind: required; choose deficiency=low_rank, masking, jacobian, combined"),
+    ("deficiency.kind=rank", "deficiency.kind: must be one of 'low_rank', 'masking', 'jacobian' or 'combined'"),
     ("engine.zero=3", "engine.zero: must be one of 0 or 1, got 3"),
+    ("head={tasks: [label], per_class: [5, 0]}", "head.per_class.1: must be at least 1, got 0"),
+    ("head={tasks: [label], per_class: [5, null, 5]}", "head.per_class: 5 stands there 2 times"),
+    ("head={tasks: [label], per_class: []}", "head.per_class=[] leaves the head no label"),
+    ("head.tasks=[label,label]", "head.tasks: label stands there 2 times"),
+    ("head={tasks: [label], smoothing: 1}", "head.smoothing: must be below 1, got 1"),
+    ("head={tasks: [label], rank: 0}", "head.rank: must be at least 1, got 0"),
+    ("head.rank=4", "head: nothing is fitted without head.tasks; give head.tasks=[label]"),
+    ("head={tasks: [label], pooling: attentive, separator: ;}", "head.pooling=attentive is learned with one label"),
     (
         "data=foldr",
         "data=foldr: unknown option 'foldr'; did you mean folder? valid: csv, demo, folder, store, webdataset, world",
@@ -125,7 +136,8 @@ CONTEST = [
     ("contest.mamba=null", "contest.mamba: must be a section of keys, got null"),
     ("contest.mamba.skip=linar", "contest.mamba.skip: must be one of 'linear' or 'none', got \"linar\""),
     ("contest.2x.family=mamba", "contest.2x: it names a folder of the run; use letters, digits, _ and -"),
-    ("contest.mlp.family=mlp", "contest.mlp: the name is a floor's; choose another name"),
+    ("contest.mlp.family=mlp", "contest.mlp: the name is a floor's or a twin's; choose another name"),
+    ("contest.twin.family=mlp", "contest.twin: the name is a floor's or a twin's; choose another name"),
     ("contest.bundle.family=mamba", "contest.bundle: the name is that of a run's own folder; choose another name"),
     ("contest.mamba.options.a=[.inf]", "contest.mamba.options.a.0=inf: must be a finite number"),
     (
@@ -146,6 +158,33 @@ def test_one_mistake_in_a_contest_one_sentence(word: str, problem: str) -> None:
     assert problem in refusal.value.problems[0] and len(refusal.value.problems[0]) < 300
 
 
+@pytest.mark.parametrize(
+    ("kind", "word", "problem"),
+    [
+        ("low_rank", "deficiency.strength=-0.1", "deficiency.strength: must be at least 0, got -0.1"),
+        ("low_rank", "deficiency.rank=0", "deficiency.rank: must be at least 1, got 0"),
+        ("masking", "deficiency.ratio=1", "deficiency.ratio: must be below 1, got 1"),
+        ("masking", "deficiency.ratio=1.0", "deficiency.ratio: must be below 1, got 1.0"),
+        ("masking", "deficiency.strength=2", "deficiency.strength=2 and deficiency.ratio=0.5 hide every token"),
+        ("combined", "deficiency.strength=3", "deficiency.strength=3 and deficiency.ratio=0.5 hide every token"),
+        ("masking", "deficiency.rank=4", "deficiency.rank=4 is not read with deficiency.kind=masking; leave it out"),
+        ("jacobian", "deficiency.ratio=0.1", "deficiency.ratio=0.1 is not read with deficiency.kind=jacobian"),
+        ("low_rank", "deficiency.every=4", "deficiency.every=4 is not read with deficiency.kind=low_rank"),
+        ("jacobian", "deficiency.every=0", "deficiency.every: must be at least 1, got 0"),
+        ("jacobian", "deficiency.zero_until=0.5", "deficiency.zero_until=0.5 is after deficiency.full_from=0.4"),
+        ("jacobian", "deficiency.strenth=0.5", "deficiency.strenth: unknown key; did you mean deficiency.strength?"),
+    ],
+)
+def test_one_mistake_in_a_deficiency_one_sentence(kind: str, word: str, problem: str) -> None:
+    (found,) = refuse(f"deficiency={kind}", word).problems
+    assert problem in found
+
+
+def test_a_contestants_own_deficiency_is_checked_where_it_stands() -> None:
+    with pytest.raises(RecipeError, match=r"contest\.mamba\.deficiency\.ratio: must be below 1, got 1"):
+        load_recipe(["recipe=contest_vivit", "contest.mamba.deficiency={kind: masking, ratio: 1}"])
+
+
 def test_a_contest_or_a_converter() -> None:
     assert refuse("contest=[mamba]").problems == [
         "contest=[mamba]: perceiver_all chooses no contest, so there is none to replace; take a recipe that does"
@@ -159,7 +198,7 @@ def test_a_contest_or_a_converter() -> None:
 
 
 def test_floors_are_those_of_the_schema() -> None:
-    assert list(FLOORS) == load_recipe(["recipe=contest_vivit"]).evaluate.floors
+    assert [*BESIDE] == [*load_recipe(["recipe=contest_vivit"]).evaluate.floors, "twin"]
 
 
 def test_all_mistakes_at_once() -> None:

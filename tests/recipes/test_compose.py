@@ -208,6 +208,15 @@ def test_a_contestants_recipe_says_where_it_runs(tmp_path: Path) -> None:
     assert load_recipe(["recipe=recipe.yaml"]) == own
 
 
+def test_a_deficiency_is_the_recipes_or_a_contestants_own() -> None:
+    assert load_recipe(["recipe=perceiver_vivit"]).deficiency is None
+    words = ["recipe=contest_vivit", "contest=[mamba,dsconv]", "deficiency=low_rank", "deficiency.strength=0.01"]
+    own = contestants(load_recipe([*words, "contest.mamba.deficiency={kind: jacobian, every: 4}"]))
+    assert own["dsconv"].deficiency.kind == "low_rank" and own["dsconv"].deficiency.strength == 0.01
+    assert (own["mamba"].deficiency.kind, own["mamba"].deficiency.every) == ("jacobian", 4)
+    assert all(from_yaml(to_yaml(recipe)) == recipe for recipe in own.values())
+
+
 def test_describe() -> None:
     text = describe(load_recipe(["recipe=perceiver_all", "train.steps=7"]))
     assert "vjepa2 -> videomae, timesformer, vivit by perceiver" in text and "7 steps" in text

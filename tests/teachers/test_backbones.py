@@ -89,9 +89,6 @@ def test_a_standin_is_a_function_of_its_seed_alone(name: str) -> None:
 
 
 def costly(name: str) -> Any:
-    flaw = "its convolutions look half a cell to the left until trained (docs/miniatures.md)"
-    if name == "miniature_motion":
-        return pytest.param(name, marks=pytest.mark.xfail(strict=True, reason=flaw))
     return pytest.param(name, marks=[] if name.startswith("miniature") else pytest.mark.slow)
 
 

@@ -20,7 +20,7 @@ from teachers.miniature.__main__ import main, teach
 from teachers.miniature.objectives import OBJECTIVES, DenseHeads, Lesson, MaskedLatents, choose_masks
 from teachers.miniature.record import Record
 from teachers.miniature.training import Trainer, rate
-from teachers.miniature.vit import ConvStem, VideoViT
+from teachers.miniature.vit import ConvStem, VideoViT, start
 from teachers.weights import SHIPPED, WeightsNotFound
 
 QUICK = ("--batch", "3", "--device", "cpu", "--checkpoint-every", "2")
@@ -183,21 +183,6 @@ def test_a_training_that_goes_on_ends_as_one_without_a_break(tmp_path: Path, cap
     assert "backbones.weights=" in capsys.readouterr().out
 
 
-def test_a_training_can_begin_from_earlier_weights(trained: Path, tmp_path: Path, capsys: Any) -> None:
-    name = "miniature_pooled"
-    options = ["train", name, "--steps", "1", "--out", str(tmp_path), "--lr", "1e-12", *QUICK]
-    assert main([*options, "--start", str(trained)]) == 0
-    before, after = (load_file(folder / name / "model.safetensors") for folder in (trained, tmp_path))
-    assert all(torch.equal(before[key], after[key]) for key in before)
-    record = Record.read(tmp_path / name / "config.json")
-    assert record.start == Record.read(trained / name / "config.json").__dict__ and record.start["start"] is None
-    assert record.command.endswith("--start FOLDER") and str(trained) not in json.dumps(record.__dict__)
-    note = create_backbone(name, weights=str(tmp_path)).origin["note"]
-    assert note == "1 steps of 3 clips, seed 0, world 1, after 1 steps of 3 clips, seed 0, world 1"
-    assert main(options) == 1  # a random start is another training
-    assert "of another training (start " in capsys.readouterr().err
-
-
 def run_until(step: int, out: Path, name: str) -> None:
     """Trains as the command does, and dies after the checkpoint of `step`."""
     save = Trainer.save
@@ -310,9 +295,9 @@ def test_what_a_miniature_does_not_have() -> None:
         create_backbone("videomae", weights="miniature")
 
 
-def test_convolutions_see_a_whole_cell_and_a_little_of_the_next() -> None:
+def test_convolutions_start_with_every_cell_at_its_place() -> None:
     torch.manual_seed(0)
-    stem = ConvStem((2, 4), 8)
+    stem = ConvStem((2, 4), 8).apply(start)
     video = torch.rand(1, 4, 3, 16, 16)
     assert stem(video).shape == (1, 2 * 4 * 4, 8)
     for frame, y, x in ((0, 0, 0), (3, 15, 15), (1, 6, 9)):
@@ -322,6 +307,25 @@ def test_convolutions_see_a_whole_cell_and_a_little_of_the_next() -> None:
         # the norm over a cell's frames moves all a little; the cell that holds the pixel moves most
         assert moved.flatten().argmax() == frame // 2 * 16 + y // 4 * 4 + x // 4
         assert not moved[1 - frame // 2].any()
+
+
+def test_convolutions_look_equally_far_over_all_edges_and_start_by_looking_over_none() -> None:
+    stem = ConvStem((1, 8), 16)
+
+    def seen() -> list[list[int]]:
+        """Rows and columns of a 24 x 24 frame that the middle one of its 3 x 3 cells depends on."""
+        frame = torch.rand(1, 3, 24, 24, requires_grad=True)
+        x = frame
+        for layer in stem.layers:
+            x = layer(x) if isinstance(layer, torch.nn.Conv2d) else x  # the norms mix whole frames
+        x[0, :, 1, 1].sum().backward()
+        assert frame.grad is not None
+        moved = frame.grad[0].abs().sum(0)
+        return [(moved.amax(side) > 0).nonzero().flatten().tolist() for side in (1, 0)]
+
+    assert seen() == [list(range(1, 23))] * 2
+    stem.apply(start)
+    assert seen() == [list(range(8, 16))] * 2
 
 
 def test_nothing_hides_from_convolutions() -> None:

@@ -1,0 +1,151 @@
+"""Strength against what is left: deficient contestants beside their twin as a table, and in words what falls and rises.
+
+Reads summaries only. A further column is an entry of COLUMNS.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from math import inf
+from typing import Any
+
+from distill.table import difference, format_table, number
+
+Summary = Mapping[str, Any]
+Arms = Mapping[str, Summary]  # contestants of one twin, by name
+Values = list[float | None]
+
+
+@dataclass(frozen=True)
+class Column:
+    """A measure of a target. change: its key in `deficiency.from_twin`. value(summary, target), None where there is
+    none. falls: kinds of deficiency with whose strength it must fall, by theory, up to noise: the error of what is
+    penalised cannot fall, nor can the penalty rise; fewer places hold less."""
+
+    change: str
+    value: Callable[[Summary, str], float | None]
+    falls: tuple[str, ...]
+    digits: int = 3
+
+
+def left(summary: Summary, target: str) -> Mapping[str, Any]:
+    return summary["deficiency"]["targets"][target]
+
+
+COLUMNS = {
+    "r2c": Column("r2c", lambda s, t: s["targets"][t]["r2c"], ("low_rank", "jacobian")),
+    "r2c masked": Column("r2c_masked", lambda s, t: left(s, t).get("mask", {}).get("on"), ("masking", "combined")),
+    "k*": Column("k", lambda s, t: left(s, t)["rank_recovery"]["k"], ("low_rank", "combined"), 0),
+    "eff. rank": Column(
+        "effective_rank", lambda s, t: left(s, t)["effective_rank"]["converted"], ("low_rank", "combined"), 1
+    ),
+    "|J|^2 / var": Column("jacobian", lambda s, t: left(s, t)["jacobian"]["value"], ("jacobian",)),
+}
+
+
+def curve_lines(summaries: Arms) -> list[str]:
+    """For every twin and target a table of its deficient counterparts, then a line of words for every kind of
+    deficiency that comes in several strengths; nothing where nobody is deficient."""
+    by_twin: dict[tuple[str, str], dict[str, Summary]] = {}
+    for name, summary in summaries.items():
+        if (summary["deficiency"] or {}).get("twin"):
+            by_twin.setdefault((summary["deficiency"]["twin"], summary["family"]), {})[name] = summary
+    lines = []
+    for (twin, _), arms in by_twin.items():
+        arms = dict(sorted(arms.items(), key=lambda arm: (arm[1]["deficiency"]["kind"], amounts(arm[1]))))
+        for target in next(iter(arms.values()))["targets"]:
+            lines += ["", title(arms, target), "", arms_table(twin, arms, target)]
+            kinds = {summary["deficiency"]["kind"] for summary in arms.values()}
+            for kind in sorted(kinds):
+                lines += words(twin, {n: s for n, s in arms.items() if s["deficiency"]["kind"] == kind}, target)
+    return lines
+
+
+def title(arms: Arms, target: str) -> str:
+    first = left(next(iter(arms.values())), target)
+    ranks, count = first["effective_rank"], first["rank_recovery"]["of"]
+    whole, half = number(ranks["teacher"], 1), number(ranks["of_half"]["teacher"], 1)
+    return (
+        f"{target}: what a deficiency left on test (and its change from the twin); the teacher has {count} components, "
+        f"effective rank {whole}, of half the clips {half}"
+    )
+
+
+def arms_table(twin: str, arms: Arms, target: str) -> str:
+    """The twin, then every arm with its changes; r2c's with the paired interval."""
+    found = {head: values(column, arms, target) for head, column in COLUMNS.items()}
+    shown = {head: column for head, column in COLUMNS.items() if any(v is not None for v in found[head][1:])}
+    rows = [[twin, "none", *([number(found["r2c"][0]), ""])]]
+    rows[0] += [number(found[head][0], column.digits) for head, column in shown.items() if head != "r2c"]
+    for at, (name, summary) in enumerate(arms.items(), 1):
+        changes = summary["deficiency"]["from_twin"][target]
+        cells = [number(found["r2c"][at]), difference(changes["r2c"])]
+        for head, column in shown.items():
+            if head != "r2c":
+                change = changes.get(column.change, {}).get("value")
+                value = number(found[head][at], column.digits)
+                cells.append(value if change is None else f"{value} ({change:+.{column.digits}f})")
+        rows.append([name, dial(summary), *cells])
+    return format_table(["", "deficiency", "r2c", "from twin, paired", *(h for h in shown if h != "r2c")], rows)
+
+
+def values(column: Column, arms: Arms, target: str) -> Values:
+    """Of the twin, as its arms imply it, then of every arm."""
+    own = [column.value(summary, target) for summary in arms.values()]
+    changes = [s["deficiency"]["from_twin"][target].get(column.change, {}).get("value") for s in arms.values()]
+    known = [value - change for value, change in zip(own, changes, strict=True) if None not in (value, change)]
+    return [known[0] if known else None, *own]
+
+
+def dial(summary: Summary) -> str:
+    found = summary["deficiency"]
+    rank = found["amounts"].get("rank", "full")
+    return f"{found['kind']} {found['strength']:g}" + ("" if rank == "full" else f", rank {rank:g}")
+
+
+def amounts(summary: Summary) -> tuple[float, ...]:
+    """How much was taken, each the more the larger."""
+    found = summary["deficiency"]["amounts"]
+    rank = found.get("rank", "full")
+    rest = (found.get(name, 0.0) for name in ("nuclear", "mask_ratio", "entropy", "jacobian"))
+    return (-inf if rank == "full" else -rank, *rest)
+
+
+def words(twin: str, arms: Arms, target: str) -> list[str]:
+    """What falls and rises from the twin to the strongest arm of a kind; nothing for a lone arm."""
+    if len(arms) < 2:
+        return []
+    kind, taken = next(iter(arms.values()))["deficiency"]["kind"], [amounts(summary) for summary in arms.values()]
+    if any(a == b or any(less < more for more, less in zip(a, b, strict=True)) for a, b in pairwise(taken)):
+        return [f"{kind}: of these settings none is simply the stronger: no curve"]
+    names, lines = [twin, *arms], []
+    for head, column in COLUMNS.items():
+        found = values(column, arms, target)
+        if None in found:
+            continue
+        rises = [at for at, (a, b) in enumerate(pairwise(found), 1) if b > a]  # type: ignore[operator]
+        falls = any(b < a for a, b in pairwise(found))  # type: ignore[operator]
+        if not rises:
+            lines.append(f"{head} falls" if falls else f"{head} stays")
+        elif not falls:
+            lines.append(f"{head} rises" + against(kind, column))
+        else:
+            up = ", ".join(f"{names[at - 1]} to {names[at]}" for at in rises)
+            lines.append(f"{head} is not monotone (up from {up}{told_apart(arms, names, rises, head, target)})")
+            lines[-1] += against(kind, column)
+    return [f"{kind}, {' < '.join(names)}: " + "; ".join(lines)]
+
+
+def against(kind: str, column: Column) -> str:
+    return ", against theory" if kind in column.falls else ""
+
+
+def told_apart(arms: Arms, names: Sequence[str], rises: Sequence[int], head: str, target: str) -> str:
+    """Whether a rise of r2c is one: the paired interval between two arms of one run says so."""
+    if head != "r2c":
+        return ""
+    leads = [arms[names[at]]["lead"].get(names[at - 1], {}).get(target) for at in rises]
+    known = [lead for lead in leads if lead is not None]
+    return "; paired: " + ", ".join(difference(lead) for lead in known) if known else ""
