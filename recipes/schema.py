@@ -57,6 +57,7 @@ class Store:
     codec: Literal["int8", "fp16"] = "int8"
     clips_per_shard: Count | None = None  # default: about 512 MB of the student
     extend: bool = False  # whether clips that the store at `path` does not have are added to it
+    share: Text | None = None  # K/N: shards.precompute makes every N-th shard from the K-th on, other jobs the rest
 
 
 @dataclass(config=strict, kw_only=True)

@@ -9,9 +9,13 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterable
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from itertools import compress
 from pathlib import Path
+from threading import Lock
 from typing import TypeAlias
+from uuid import uuid4
 
 TEMPORARY = ".tmp"
 JSON_LIMIT = 256 * 2**20  # bytes; the sidecar of a shard of 100,000 clips has about 30 MB
@@ -39,8 +43,9 @@ def commit(temporary: Path, final: Path) -> None:
 
 
 def write_atomically(path: Path, pieces: Iterable[Buffer]) -> None:
-    """Writes a whole file: after a crash there is the old one or the new one, never a part; a full disk leaves none."""
-    temporary = path.with_name(path.name + TEMPORARY)
+    """Writes a whole file: after a crash there is the old one or the new one, never a part; a full disk leaves none.
+    Where several processes write the same, each has a temporary file of its own."""
+    temporary = path.with_name(f"{path.name}.{uuid4().hex[:8]}{TEMPORARY}")
     try:
         with open(temporary, "wb") as file:
             for piece in pieces:
@@ -53,12 +58,19 @@ def write_atomically(path: Path, pieces: Iterable[Buffer]) -> None:
         raise
 
 
-def remove_temporaries(root: Path) -> int:
-    """Deletes what a killed writer left in a store and its columns. Returns how many files that were."""
-    left = [path for pattern in ("*", "*/*") for path in root.glob(pattern + TEMPORARY) if not path.is_dir()]
-    for path in left:
-        path.unlink()
-    return len(left)
+def remove_temporaries(root: Path, *, mine: Callable[[int], bool] | None = None, others: bool = True) -> int:
+    """Deletes what a killed writer left in a store and its columns. Returns how many files that were.
+
+    mine: which shards' alone, for those of others are at work; others: and the files that belong to no shard.
+    """
+    found = [path for pattern in ("*", "*/*") for path in root.glob(pattern + TEMPORARY) if not path.is_dir()]
+    if mine is not None:
+        shards = [path.name.partition(".")[0] for path in found]
+        ours = [mine(int(shard)) if shard.isdecimal() else others for shard in shards]
+        found = list(compress(found, ours))
+    for path in found:
+        path.unlink(missing_ok=True)
+    return len(found)
 
 
 def open_inside(root: Path, *parts: str) -> int:
@@ -98,6 +110,37 @@ def read_inside(root: Path, *parts: str, limit: int = JSON_LIMIT) -> bytes:
         if size > limit:
             raise StoreError(f"{os.path.join(root, *parts)} has {size} bytes; at most {limit} are read")
         return file.read()
+
+
+class OpenFiles:
+    """Plain files below a root (see `open_inside`), of which the last `limit` stay open: opening one costs as much as
+    reading 100 kB. Safe to call from several threads: a file is closed when nobody reads it any more."""
+
+    def __init__(self, root: Path, limit: int = 64) -> None:
+        self.root, self.limit = root, limit
+        self._files: OrderedDict[tuple[str, ...], Descriptor] = OrderedDict()
+        self._lock = Lock()
+
+    def __call__(self, *parts: str) -> Descriptor:
+        with self._lock:
+            file = self._files.pop(parts, None) or Descriptor(open_inside(self.root, *parts))
+            self._files[parts] = file
+            if len(self._files) > self.limit:
+                self._files.popitem(last=False)
+        return file
+
+    def __reduce__(self) -> tuple[type[OpenFiles], tuple[Path, int]]:
+        return OpenFiles, (self.root, self.limit)
+
+
+class Descriptor:
+    """An open file, closed with the last reference to it."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __del__(self) -> None:
+        os.close(self.number)
 
 
 def read_exactly(descriptor: int, buffers: list[memoryview], offset: int) -> bool:

@@ -15,10 +15,9 @@ import statistics
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,34 +32,12 @@ from shards.plan import Plan, Work, check_refused, make_plan, required_bytes
 from shards.prefetch import Behind, prefetch
 from shards.statistics import are_current, compute_statistics, save_statistics
 from shards.store import FeatureStore
+from shards.team import Alone, Share, Team, Unfinished
 from shards.writer import ShardWriter
 
-__all__ = ["Alone", "Clip", "Render", "Source", "Team", "Views", "extract"]
+__all__ = ["Clip", "Render", "Source", "Views", "extract"]
 
 KEPT_CLIPS = 64  # whose tokens are kept from the calibration; more are computed again
-
-
-class Team(Protocol):
-    """This process among the others."""
-
-    @property
-    def rank(self) -> int: ...
-
-    @property
-    def world(self) -> int: ...
-
-    def barrier(self) -> None: ...
-
-
-@dataclass(frozen=True)
-class Alone:
-    """The team of one."""
-
-    rank: int = 0
-    world: int = 1
-
-    def barrier(self) -> None:
-        return
 
 
 def extract(
@@ -76,6 +53,7 @@ def extract(
     covers: Mapping[str, Collection[str]] | None = None,
     extend: bool = False,
     ranks: Team | None = None,
+    share: Share | None = None,
     batch: int = 1,
     device: torch.device | str = "cpu",
     threads: int = 1,
@@ -91,12 +69,13 @@ def extract(
     the store's, or about 512 MB of the first column in at least 8 shards. covers: column -> the keys that it shall
     have, if not all. extend: `clips` may go on after those of the store; its other columns are then incomplete. batch:
     clips per forward, part of the bytes on devices whose results depend on it. threads: render ahead. free_bytes: of a
-    folder's disk.
+    folder's disk. share: of the shards that this job shall make; others make the rest.
 
     Raises ValueError where the store there was made otherwise (view, clips, split, labels, codec, partition, origin or
-    layout of a column), naming both; OSError where the disk is too small; ValueError above the share `max_refused`.
+    layout of a column), naming both; OSError where the disk is too small; ValueError above the share `max_refused`;
+    Unfinished where shards of other shares are not there yet.
     """
-    root, team = Path(path), ranks or Alone()
+    root, team, share = Path(path), ranks or Alone(), share or Share()
     how = {"view": view, "codec": codec, "clips_per_shard": clips_per_shard, "covers": covers, "extend": extend}
     plan = make_plan(root, clips=clips, columns=columns, **how)
     if plan.work:
@@ -107,13 +86,18 @@ def extract(
     job = _Pass(plan, computer, batch=batch, threads=threads)
     if team.rank == 0:
         root.mkdir(parents=True, exist_ok=True)
-        remove_temporaries(root)
-        if plan.work:
+        remove_temporaries(root, mine=share.has, others=share.number == 0)
+        if share.number:
+            share.wait(plan.is_prepared, say=say)
+        elif plan.work:
             plan.write_manifest(complete=False)
-            job.prepare(world=team.world, say=say)
+            job.prepare(world=team.world * share.count, say=say)
     team.barrier()
-    job.run(plan.work[team.rank :: team.world], quiet=team.rank > 0, max_refused=max_refused, world=team.world)
+    work = [item for item in plan.work if share.has(item.shard)]
+    job.run(work[team.rank :: team.world], quiet=team.rank > 0, max_refused=max_refused, world=team.world)
     team.barrier()
+    if left := plan.left():
+        raise Unfinished(f"share {share} is done; {left} of {plan.partition.shards} shards are left to other shares")
     if team.rank == 0:
         plan.write_manifest(complete=True)
     team.barrier()

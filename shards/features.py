@@ -30,6 +30,7 @@ from shards.ranks import Ranks
 from shards.split import FEWEST
 from shards.store import FeatureStore
 from shards.stored import Stored
+from shards.team import Share
 from shards.videos import Clip, Found, find_clips
 from shards.view import render_views, view_digest
 from teachers import create_backbone
@@ -149,6 +150,7 @@ class Features:
                 covers=self.covers,
                 extend=self.recipe.store.extend,
                 ranks=self.ranks,
+                share=Share.parse(self.recipe.store.share),
                 batch=self.recipe.backbones.batch or (16 if self.ranks.device.type == "cuda" else 1),
                 device=self.ranks.device,
                 max_refused=self.recipe.data.max_refused,
@@ -175,6 +177,10 @@ class Features:
 
 def features_for(recipe: Recipe, ranks: Ranks, *, say: Callable[[str], None] = print) -> Features | Stored:
     """What a recipe trains on: features that are made from videos, or with data=store those of a store as it is."""
+    if recipe.store.share:
+        raise ValueError(
+            f"store.share={recipe.store.share}: shares are for shards.precompute; train on the whole store"
+        )
     if recipe.data.source != "store":
         return plan_features(recipe, ranks, say=say)
     special = {name: spec.special for name, spec in recipe.targets.items()}

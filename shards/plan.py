@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from shards.agreement import check_clips, check_columns, describe_clips
-from shards.codec import check_codec
+from shards.codec import CALIBRATION_FILE, check_codec
 from shards.column import (
     BLOCK,
     CLIPS,
@@ -82,6 +82,22 @@ class Plan:
         for work in self.work:
             for start, keys in work.groups(batch):
                 yield work.shard, start, keys
+
+    def left(self) -> int:
+        """How many shards are unfinished now."""
+        columns = {name: self.columns[name] for name in self.passing}
+        return sum(1 for _ in _unfinished(self.root, list(self.clips), self.partition, columns, self.covers))
+
+    def is_prepared(self) -> bool:
+        """Whether the manifest names this store's clips and columns, and what these need is there."""
+        if not (self.root / MANIFEST).exists():
+            return False
+        manifest = Manifest.read(self.root)
+        return manifest.partition == self.partition and all(
+            name in manifest.columns
+            and (self.columns[name].codec != "int8" or (self.root / name / CALIBRATION_FILE).exists())
+            for name in self.passing
+        )
 
     def refusals(self, shards: Iterable[int], *, columns: Iterable[str] | None = None) -> dict[str, str]:
         """key -> reason, from the finished shards of some columns, or of the whole store."""
@@ -165,7 +181,10 @@ def check_place(root: Path) -> None:
     if not os.access(above, os.W_OK | os.X_OK):
         raise PermissionError(f"store.path={root}: no permission to write in {above}; choose another store.path")
     names = {path.name for path in root.iterdir()} if above == root else set()
-    if names - {MANIFEST + TEMPORARY} and MANIFEST not in names:  # a writer clears its folder of temporary files
+    names = {
+        name for name in names if not (name.startswith(MANIFEST) and name.endswith(TEMPORARY))
+    }  # of a killed start
+    if names and MANIFEST not in names:
         few = ", ".join(sorted(names)[:NAMED])
         raise ValueError(
             f"store.path={root} holds {few} and no {MANIFEST}: it is no feature store; choose a new or empty folder"

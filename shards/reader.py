@@ -1,8 +1,8 @@
-"""Reading batches: the order of training samples, and threads that read and decode ahead.
+"""Reading batches: threads that read and decode ahead.
 
-The training stream is the concatenation of the epochs' permutations, each a function of (seed, epoch) alone. Optimizer
-step k takes samples [k * batch, (k + 1) * batch) of that endless stream, and each rank a contiguous part of them: no
-tail, nothing dropped or padded, the same samples for any number of ranks, and resuming is starting at a step.
+Optimizer step k takes samples [k * batch, (k + 1) * batch) of an endless stream (shards.order), and each rank a
+contiguous part of them: no tail, nothing dropped or padded, the same samples for any number of ranks, and resuming is
+starting at a step.
 
 Axes: b clips of a micro-batch, q tokens of a clip, d channels.
 """
@@ -14,65 +14,25 @@ from itertools import count, islice
 from queue import Empty, SimpleQueue
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from shards.order import SampleOrder
 from shards.prefetch import Memory, prefetch
 from shards.store import FeatureStore
+from shards.tensorfile import as_bytes
 
 Batch = dict[str, Any]  # keys: list[str]; indices, label: (b,) int64; <column>: (b q d); training: step, micro
 WINDOW = 16  # shards
 Pairing = Mapping[str, Sequence[int]]
 
 
-class SampleOrder:
-    """The endless stream of samples 0 .. num_clips - 1.
-
-    shards: of every sample; with them an epoch goes through the shards in a random order, `window` of them at a time,
-    and shuffles within those: a window is fetched once, and 16 mix 14 shards into a batch of 32. Without, the whole
-    epoch is one permutation.
-    """
-
-    def __init__(self, num_clips: int, *, seed: int, shards: Sequence[int] | None = None, window: int = 16) -> None:
-        if num_clips < 1 or seed < 0:
-            raise ValueError(f"the order of {num_clips} clips with seed {seed}: needs clips, and a seed of at least 0")
-        self.num_clips, self.seed = num_clips, seed
-        self._epochs: dict[int, np.ndarray] = {}
-        self._shards, self._window = None if shards is None else np.asarray(shards), window
-
-    def epoch(self, epoch: int) -> np.ndarray:
-        """The permutation of one epoch, from (seed, epoch) alone."""
-        order = self._epochs.get(epoch)
-        if order is None:
-            order = self._permute(np.random.default_rng([self.seed, epoch]))
-            recent = {e: kept for e, kept in self._epochs.items() if e >= epoch - 1}
-            self._epochs = {**recent, epoch: order}  # rebound, not changed: several threads read it
-        return order
-
-    def _permute(self, draw: np.random.Generator) -> np.ndarray:
-        if self._shards is None:
-            return draw.permutation(self.num_clips)
-        names, shard_of = np.unique(self._shards, return_inverse=True)
-        window_of = (draw.permutation(len(names)) // self._window)[shard_of]
-        return np.lexsort((draw.random(self.num_clips), window_of))
-
-    def samples(self, start: int, stop: int) -> list[int]:
-        """Samples [start, stop) of the stream."""
-        places = (divmod(position, self.num_clips) for position in range(start, stop))
-        return [int(self.epoch(epoch)[place]) for epoch, place in places]
-
-
-def sample_indices(step: int, *, seed: int, batch: int, num_clips: int) -> list[int]:
-    """The samples of one optimizer step over all ranks, as positions in 0 .. num_clips - 1."""
-    return SampleOrder(num_clips, seed=seed).samples(step * batch, (step + 1) * batch)
-
-
 class Loader:
     """Assembles micro-batches of at most `batch` clips: positioned reads, checksums, decoding to `device` and `dtype`.
 
-    paired: column -> store indices, aligned with `indices`: that column is read from these clips instead (the
-    shuffled control). Thread-safe. On a CPU each clip is decoded right after its read, into memory used again; on a
+    decode: False leaves a column as it is stored, {part: (b, ...)} of shards.codec, on the device. paired: column ->
+    store indices, aligned with `indices`: that column is read from these clips instead (the shuffled control).
+    Thread-safe. On a CPU each clip is decoded right after its read, into memory used again; on a
     GPU the encoded bytes cross through pinned buffers on a stream of their own, and are decoded there.
     """
 
@@ -85,12 +45,13 @@ class Loader:
         batch: int,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
+        decode: bool = True,
         paired: Pairing | None = None,
         threads: int = 2,
     ) -> None:
         self.store, self.columns, self.indices = store, list(columns), [int(index) for index in indices]
         self.batch = batch
-        self.device, self.dtype = torch.device(device), dtype
+        self.device, self.dtype, self.decode = torch.device(device), dtype, decode
         self.paired = {name: [int(index) for index in order] for name, order in (paired or {}).items()}
         for name in (*self.columns, *self.paired):
             store.layout(name)
@@ -98,7 +59,8 @@ class Loader:
             if len(order) != len(self.indices):
                 raise ValueError(f"column {name} is paired with {len(order)} clips, but {len(self.indices)} are read")
         self._codecs = {name: store.codec(name).to(self.device) for name in self.columns}
-        self._memory = Memory(blocks=2 * (threads + 3) * len(self.columns))
+        parts = sum(len(store.columns[name].spec) for name in self.columns)
+        self._memory = Memory(blocks=2 * (threads + 3) * parts)
         self._scratch: SimpleQueue[dict[str, dict[str, Tensor]]] = SimpleQueue()
         self._stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
 
@@ -110,23 +72,14 @@ class Loader:
             "indices": torch.tensor(clips, dtype=torch.int64),
             "label": torch.tensor([self.store.label_indices[clip] for clip in clips], dtype=torch.int64),
         }
-        scratch = self._take_scratch()
         sources = {name: self.paired.get(name, self.indices) for name in self.columns}
-        fill = self._fill_gpu if self._stream else self._fill_cpu
-        batch |= fill({name: [source[p] for p in positions] for name, source in sources.items()}, scratch)
-        self._scratch.put(scratch)
-        return batch
+        clips_of = {name: [source[position] for position in positions] for name, source in sources.items()}
+        if self._stream:
+            return batch | self._read_gpu(clips_of, self._stream)
+        return batch | (self._read_cpu(clips_of) if self.decode else self._read_encoded(clips_of))
 
-    def _take_scratch(self) -> dict[str, dict[str, Tensor]]:
-        """Memory for encoded tensors: of one clip on a CPU, of a whole micro-batch, pinned, for a GPU."""
-        try:
-            return self._scratch.get_nowait()
-        except Empty:
-            rows = (self.batch,) if self._stream else ()
-            return {name: self.store.empty(name, *rows, pinned=bool(self._stream)) for name in self.columns}
-
-    def _fill_cpu(self, clips: dict[str, list[int]], scratch: dict[str, dict[str, Tensor]]) -> dict[str, Tensor]:
-        tokens = {}
+    def _read_cpu(self, clips: dict[str, list[int]]) -> dict[str, Tensor]:
+        scratch, tokens = self._take_scratch(), {}
         for name in self.columns:
             shape = self.store.layout(name).shape
             out = self._memory.empty(len(clips[name]), *shape, dtype=self.dtype)
@@ -137,27 +90,53 @@ class Loader:
                 if single is not None:
                     row.copy_(decoded)
             tokens[name] = out.to(self.device)
+        self._scratch.put(scratch)
         return tokens
 
-    def _fill_gpu(self, clips: dict[str, list[int]], scratch: dict[str, dict[str, Tensor]]) -> dict[str, Tensor]:
-        tokens = {}
-        assert self._stream is not None
-        with torch.cuda.stream(self._stream):
+    def _read_encoded(self, clips: dict[str, list[int]]) -> dict[str, dict[str, Tensor]]:
+        found = {}
+        for name in self.columns:
+            spec = self.store.columns[name].spec
+            rows = {
+                part: self._memory.empty(len(clips[name]), *shape, dtype=dtype) for part, (dtype, shape) in spec.items()
+            }
+            self._read_rows(name, clips[name], rows)
+            found[name] = self.store.select(rows, name, batched=True)
+        return found
+
+    def _read_gpu(self, clips: dict[str, list[int]], stream: torch.cuda.Stream) -> dict[str, Any]:
+        scratch, found = self._take_scratch(), {}
+        with torch.cuda.stream(stream):
             for name in self.columns:
-                for row, clip in enumerate(clips[name]):
-                    self.store.read(clip, name, out={part: rows[row] for part, rows in scratch[name].items()})
+                self._read_rows(name, clips[name], scratch[name])
                 filled = {part: rows[: len(clips[name])] for part, rows in scratch[name].items()}
                 encoded = {part: rows.to(self.device, non_blocking=True) for part, rows in filled.items()}
                 encoded = self.store.select(encoded, name, batched=True)
-                tokens[name] = self._codecs[name].decode(encoded, dtype=self.dtype)
-        self._stream.synchronize()  # this thread waits, the consumer does not
-        return tokens
+                found[name] = self._codecs[name].decode(encoded, dtype=self.dtype) if self.decode else encoded
+        stream.synchronize()  # this thread waits, the consumer does not
+        self._scratch.put(scratch)
+        return found
+
+    def _read_rows(self, column: str, clips: list[int], rows: Mapping[str, Tensor]) -> None:
+        """Fills as many rows of the encoded tensors of a column."""
+        whole = [(as_bytes(tensor), tensor[0].nbytes) for tensor in rows.values()]
+        for row, clip in enumerate(clips):
+            self.store.read_into(clip, column, [part[row * size : (row + 1) * size] for part, size in whole])
+
+    def _take_scratch(self) -> dict[str, dict[str, Tensor]]:
+        """Memory for encoded tensors: of one clip on a CPU, of a whole micro-batch, pinned, for a GPU."""
+        try:
+            return self._scratch.get_nowait()
+        except Empty:
+            rows = (self.batch,) if self._stream else ()
+            return {name: self.store.empty(name, *rows, pinned=bool(self._stream)) for name in self.columns}
 
     def deliver(self, batch: Batch) -> Batch:
         """To be called by the consuming thread: ties GPU memory to the stream that will use it."""
         if self._stream:
             for name in self.columns:
-                batch[name].record_stream(torch.cuda.current_stream(self.device))
+                for tensor in (batch[name],) if self.decode else batch[name].values():
+                    tensor.record_stream(torch.cuda.current_stream(self.device))
         return batch
 
 
@@ -166,7 +145,9 @@ class BatchReader:
 
     columns: names to read. indices: the clips, as store indices (one split). batch: clips per optimizer step over all
     ranks and accumulation steps; it must divide by their product. dtype: of the tokens. window: shards that are
-    shuffled together, see SampleOrder; by default 16 for a store behind a URL, and the whole of a local one.
+    shuffled together, see SampleOrder; by default 16 for a store behind a URL, and the whole of a local one. decode:
+    False leaves the columns as they are stored, {part: (b, ...)}, for FeatureStore.codec(column).decode to turn into
+    tokens later.
 
     Iterating yields dicts {"step", "micro", "keys": list[str], "indices": (b,) int64 into the store, "label": (b,)
     int64, <column>: (b q d) on the device}: `accumulation` micro-batches a step. A failed read raises in the
@@ -186,6 +167,7 @@ class BatchReader:
         accumulation: int = 1,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
+        decode: bool = True,
         paired: Pairing | None = None,
         threads: int = 2,
         window: int | None = None,
@@ -208,6 +190,7 @@ class BatchReader:
             batch=self.micro,
             device=device,
             dtype=dtype,
+            decode=decode,
             paired=paired,
             threads=threads,
         )

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from shards.codec import Codec, load_codec
 from shards.column import CLIPS, Member, Sidecar, keys_digest, shard_name
-from shards.disk import StoreError, open_inside, read_exactly
+from shards.disk import Descriptor, OpenFiles, StoreError, open_inside, read_exactly
 from shards.manifest import MAKE, Column, Manifest
 from shards.special import choose_special, rows_of
 from shards.statistics import load_statistics
@@ -80,6 +80,7 @@ class FeatureStore:
             for name, column in self.columns.items()
         }
         self._headers = {name: bytearray(header(column.spec)) for name, column in self.columns.items()}
+        self._files = OpenFiles(self.path)
         self._places = {name: _Places() for name in self.columns}
         planned: set[str] = set()
         for shard in range(self.manifest.partition.shards):
@@ -149,40 +150,43 @@ class FeatureStore:
         return {n: torch.empty(*leading, *shape, dtype=dtype, pin_memory=pinned) for n, (dtype, shape) in spec.items()}
 
     def read(self, index: int, column: str, *, out: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
-        """The encoded tensors of one clip, by one positioned read, checked against their checksum.
-
-        out: contiguous CPU tensors that receive them (see `empty`). Safe to call from several threads.
-        """
+        """The encoded tensors of one clip. out: contiguous CPU tensors that receive them (see `empty`)."""
         tensors = dict(out) if out is not None else self.empty(column)
+        self.read_into(index, column, [as_bytes(tensor) for tensor in tensors.values()])
+        return tensors
+
+    def read_into(self, index: int, column: str, parts: Sequence[memoryview]) -> None:
+        """Fills the bytes of one clip's encoded tensors by one positioned read, checked against its checksum.
+
+        Safe to call from several threads.
+        """
         places = self._places[column]
         shard, offset = int(places.shard[index]), int(places.offset[index])
-        buffers = [memoryview(bytearray(len(self._headers[column]))), *(as_bytes(t) for t in tensors.values())]
-        descriptor = self._open(column, shard)
-        try:
-            whole = read_exactly(descriptor, buffers, offset)
-        finally:
-            os.close(descriptor)
+        buffers = [memoryview(bytearray(len(self._headers[column]))), *parts]
+        file = self._open(column, shard)
+        whole = read_exactly(file.number, buffers, offset)
         digest = xxhash.xxh3_64()
         for buffer in buffers:
             digest.update(buffer)
-        if not whole or digest.intdigest() != int(places.xxh3[index]):
-            if self.mirror and self.mirror.forget(column, shard):
-                return self.read(index, column, out=out)
-            fault = "its checksum differs from the index" if whole else "the file ends before it"
-            raise StoreError(
-                f'{column}/{shard_name(shard)}.tar, clip "{self.keys[index]}" is damaged: {fault}; delete '
-                f"{column}/{shard_name(shard)}.json and re-run precompute"
-            )
-        return tensors
+        if whole and digest.intdigest() == int(places.xxh3[index]):
+            return
+        if self.mirror and self.mirror.forget(column, shard):
+            return self.read_into(index, column, parts)
+        fault = "its checksum differs from the index" if whole else "the file ends before it"
+        name = f"{column}/{shard_name(shard)}"
+        raise StoreError(
+            f'{name}.tar, clip "{self.keys[index]}" is damaged: {fault}; delete {name}.json and re-run precompute'
+        )
 
     def shard_of(self, index: int) -> int:
         """The shard that a clip stands in, the same in every column."""
         return int(next(iter(self._places.values())).shard[index])
 
-    def _open(self, column: str, shard: int) -> int:
-        """A descriptor of a shard, fetched first where that has to be."""
-        name = f"{shard_name(shard)}.tar"
-        return self.mirror.open_tar(column, shard) if self.mirror else open_inside(self.path, column, name)
+    def _open(self, column: str, shard: int) -> Descriptor:
+        """A shard, fetched first where that has to be; what is fetched does not stay open, for it may have to go."""
+        if self.mirror:
+            return Descriptor(self.mirror.open_tar(column, shard))
+        return self._files(column, f"{shard_name(shard)}.tar")
 
     def _choose(self, names: Sequence[str] | None) -> dict[str, Column]:
         there = self.manifest.columns

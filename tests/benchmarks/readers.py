@@ -1,9 +1,12 @@
 """Reader rates: ours against plainly reading the same bytes, and against what else reads features in batches.
 
-    python tests/benchmarks/readers.py [--clips 64] [--batch 8] [--folder DIR] [--rounds 5]
+    python tests/benchmarks/readers.py [--clips 64] [--batch 8] [--folder DIR] [--rounds 5] [--cold]
 
-Full geometry, shuffled, one process each, warm, all in turn so that they meet the same load. Peers read the same values
-in fp16; ours in both codecs, decoded to fp32. litdata, mosaicml-streaming and wids come with
+Full geometry, shuffled, batches in one process, warm, all in turn so that they meet the same load. Plain reading is
+preadv of the very bytes into a ring of batch buffers: no index, no sums. Peers read the same values in fp16. "as
+stored" is what a batch holds before it is decoded (fp16; int8 and a scale a token); "fp32" is ready for a model on a
+CPU, which for peers is `.float()` of their batch. --cold: the files are dropped from the page cache before every pass,
+and the rate stands beside that of reading them from end to end. litdata, mosaicml-streaming and wids come with
 pip install --no-deps litdata mosaicml-streaming wids; one that is not there is left out and named.
 """
 
@@ -14,13 +17,13 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from safetensors.torch import load
+from torch.utils.data import DataLoader
 
 from shards.addition import add_column
 from shards.manifest import Column
@@ -30,9 +33,13 @@ from shards.sources import Video
 from shards.store import FeatureStore
 from shards.videos import make_clips
 from teachers.layout import TokenLayout
+from teachers.torchvision_schemas import make_torchvision_importable
 
 LAYOUTS = {"student": TokenLayout((8, 16, 16), 1024), "videomae": TokenLayout((8, 14, 14), 768)}
-Passes = Callable[[], Iterator[int]]  # one pass over the clips, in batches; yields clips of a batch
+EPOCHS = 4  # of a pass, so that starting threads does not count
+RING = 6  # batches: about as many as our reader holds
+Batch = list[torch.Tensor]
+Passes = Callable[[], Iterator[Batch]]  # one pass: EPOCHS over the clips, in batches
 
 
 def vit_like(layout: TokenLayout, seed: int) -> torch.Tensor:
@@ -62,36 +69,59 @@ def make_store(root: Path, clips: int, codec: str, *, per_shard: int = 8) -> Fea
     return FeatureStore(root)
 
 
-def ours(store: FeatureStore, batch: int, columns: Sequence[str] = tuple(LAYOUTS)) -> Passes:
-    def run() -> Iterator[int]:
-        indices = range(len(store))
-        with BatchReader(store, columns=columns, indices=indices, batch=batch, seed=0) as reader:
-            for found in reader.steps(0, len(store) // batch):
-                yield len(found["keys"])
+def ours(
+    store: FeatureStore, batch: int, columns: Sequence[str] = tuple(LAYOUTS), *, decode: bool, epochs: int = EPOCHS
+) -> Passes:
+    """One reader for all passes, as one serves all epochs of a training."""
+    reader = BatchReader(store, columns=columns, indices=range(len(store)), batch=batch, seed=0, decode=decode)
+
+    def run() -> Iterator[Batch]:
+        for found in reader.steps(0, epochs * (len(store) // batch)):
+            yield [found["indices"]]
 
     return run
 
 
-def plain(store: FeatureStore, batch: int) -> Passes:
-    """The same bytes, clip by clip in a random order, into memory used again: no index, no sums, no decoding."""
+def plain(store: FeatureStore, batch: int, columns: Sequence[str] = tuple(LAYOUTS)) -> Passes:
+    """The same bytes, clip by clip in a random order, into batch buffers that are used again."""
+    shards, per_shard = store.manifest.partition.shards, store.manifest.partition.clips_per_shard
     files = {
         (name, shard): os.open(store.path / name / f"{shard:05d}.tar", os.O_RDONLY)
-        for name in LAYOUTS
-        for shard in range(store.manifest.partition.shards)
+        for name in columns
+        for shard in range(shards)
     }
-    sizes = {name: sum(t.nbytes for t in store.read(0, name).values()) for name in LAYOUTS}
-    memory = {name: memoryview(bytearray(size)) for name, size in sizes.items()}
-    per_shard = store.manifest.partition.clips_per_shard
+    sizes = {name: sum(t.nbytes for t in store.read(0, name).values()) for name in columns}
+    ring = [{name: memoryview(bytearray(batch * size)) for name, size in sizes.items()} for _ in range(RING)]
 
-    def run() -> Iterator[int]:
-        for number, index in enumerate(np.random.default_rng(0).permutation(len(store)).tolist(), 1):
-            for name, buffer in memory.items():
+    def run() -> Iterator[Batch]:
+        order = np.random.default_rng(0).permutation(len(store)).tolist() * EPOCHS
+        for number in range(len(order) // batch):
+            for row, index in enumerate(order[number * batch : (number + 1) * batch]):
                 shard, place = divmod(index, per_shard)
-                os.preadv(files[name, shard], [buffer], 1024 + place * (len(buffer) + 1024))
-            if number % batch == 0:
-                yield batch
+                for name, size in sizes.items():
+                    rows = ring[number % RING][name][row * size : (row + 1) * size]
+                    os.preadv(files[name, shard], [rows], 1024 + place * (size + 1024))
+            yield [torch.empty(batch, 0)]
 
     return run
+
+
+def from_end_to_end(store: FeatureStore) -> Passes:
+    """All tars once, one after the other, in large pieces: what the disk gives."""
+    memory = bytearray(16 * 2**20)
+
+    def run() -> Iterator[Batch]:
+        for path in sorted(store.path.glob("*/*.tar")):
+            with open(path, "rb", buffering=0) as file:
+                while file.readinto(memory):
+                    pass
+        yield [torch.empty(len(store), 0)]
+
+    return run
+
+
+def repeated(epoch: Callable[[], Iterable[Batch]]) -> Passes:
+    return lambda: (batch for _ in range(EPOCHS) for batch in epoch())
 
 
 def with_webdataset(store: FeatureStore, batch: int) -> Passes:
@@ -100,14 +130,10 @@ def with_webdataset(store: FeatureStore, batch: int) -> Passes:
 
     urls = [str(path) for path in sorted((store.path / "student").glob("*.tar"))]
 
-    def run() -> Iterator[int]:
-        data = webdataset.WebDataset(urls, shardshuffle=len(urls)).shuffle(4 * batch)
-        for samples in data.map(lambda sample: load(sample["safetensors"])["tokens"]).batched(
-            batch, collation_fn=torch.stack
-        ):
-            yield len(samples)
-
-    return run
+    data = webdataset.WebDataset(urls, shardshuffle=len(urls)).shuffle(4 * batch)
+    tokens = data.map(lambda sample: load(sample["safetensors"])["tokens"])
+    batches = tokens.batched(batch, collation_fn=lambda samples: [torch.stack(samples)])
+    return repeated(lambda: batches)
 
 
 def with_wids(store: FeatureStore, batch: int) -> Passes:
@@ -119,31 +145,26 @@ def with_wids(store: FeatureStore, batch: int) -> Passes:
     ]
     data = wids.ShardListDataset(index, keep=True, transformations=lambda s: load(s[".safetensors"].read())["tokens"])
 
-    def run() -> Iterator[int]:
+    def epoch() -> Iterator[Batch]:
         order = np.random.default_rng(0).permutation(len(data)).tolist()
         for start in range(0, len(order) - batch + 1, batch):
-            yield len(torch.stack([data[index] for index in order[start : start + batch]]))
+            yield [torch.stack([data[index] for index in order[start : start + batch]])]
 
-    return run
+    return repeated(epoch)
 
 
 def with_streaming(store: FeatureStore, batch: int) -> Passes:
+    make_torchvision_importable()  # which streaming imports
     from streaming import MDSWriter, StreamingDataset
 
     folder = store.path.parent / "mds"
-    columns = {n: f"ndarray:float16:{','.join(map(str, l.shape))}" for n, l in LAYOUTS.items()}
+    columns = {name: f"ndarray:float16:{','.join(map(str, layout.shape))}" for name, layout in LAYOUTS.items()}
     with MDSWriter(out=str(folder), columns=columns) as writer:
         for index in range(len(store)):
             writer.write({name: store.read(index, name)["tokens"].numpy() for name in LAYOUTS})
 
-    def run() -> Iterator[int]:
-        data = StreamingDataset(local=str(folder), shuffle=True, batch_size=batch)
-        for number, sample in enumerate(data, 1):
-            assert len(sample) == len(LAYOUTS)
-            if number % batch == 0:
-                yield batch
-
-    return run
+    loader = DataLoader(StreamingDataset(local=str(folder), shuffle=True, batch_size=batch), batch_size=batch)
+    return repeated(lambda: (list(found.values()) for found in loader))
 
 
 def with_litdata(store: FeatureStore, batch: int) -> Passes:
@@ -158,19 +179,69 @@ def with_litdata(store: FeatureStore, batch: int) -> Passes:
     writer.done()
     writer.merge(1)
 
-    def run() -> Iterator[int]:
-        data = StreamingDataset(str(folder), shuffle=True, drop_last=True)
-        for found in StreamingDataLoader(data, batch_size=batch, num_workers=0):
-            yield len(found["student"])
+    data = StreamingDataset(str(folder), shuffle=True, drop_last=True)
+    loader = StreamingDataLoader(data, batch_size=batch, num_workers=0)
+    return repeated(lambda: (list(found.values()) for found in loader))
 
-    return run
+
+PEERS = {
+    "webdataset, student alone": with_webdataset,
+    "wids, student alone": with_wids,
+    "mosaicml-streaming": with_streaming,
+    "litdata": with_litdata,
+}
+
+
+def floated(run: Passes) -> Passes:
+    """What a peer's user does before a model on a CPU."""
+    return lambda: ([tokens.float() for tokens in batch] for batch in run())
+
+
+# --- what is measured
+
+
+def warm(stores: Mapping[str, FeatureStore], batch: int) -> dict[str, dict[str, Passes]]:
+    """section -> name -> passes"""
+    fp16, int8 = stores["fp16"], stores["int8"]
+    peers = {}
+    for name, make in PEERS.items():
+        try:
+            peers[name] = make(fp16, batch)
+        except ImportError as error:
+            print(f"{name}: left out ({error})")
+    stored = {f"plain reading, {codec}": plain(store, batch) for codec, store in stores.items()}
+    stored |= {f"ours, {codec}": ours(store, batch, decode=False) for codec, store in stores.items()}
+    stored["ours, int8, student alone"] = ours(int8, batch, ["student"], decode=False)
+    ready = {f"ours, {codec}": ours(store, batch, decode=True) for codec, store in stores.items()}
+    ready["ours, int8, student alone"] = ours(int8, batch, ["student"], decode=True)
+    return {"as stored": stored | peers, "fp32": ready | {name: floated(run) for name, run in peers.items()}}
+
+
+def cold(stores: Mapping[str, FeatureStore], batch: int) -> dict[str, dict[str, Passes]]:
+    found: dict[str, Passes] = {}
+    for codec, store in stores.items():
+        found[f"from end to end, {codec}"] = from_end_to_end(store)
+        found[f"ours, {codec}"] = ours(store, batch, decode=False, epochs=1)
+    return {"cold, as stored": {name: dropped(run, stores) for name, run in found.items()}}
+
+
+def dropped(run: Passes, stores: Mapping[str, FeatureStore]) -> Passes:
+    def start() -> Iterator[Batch]:
+        for path in (path for store in stores.values() for path in store.path.glob("*/*.tar")):
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        return run()
+
+    return start
 
 
 def rate(run: Passes) -> float:
     """Clips per second of one pass."""
+    batches = run()
     start, clips = time.perf_counter(), 0
-    for count in run():
-        clips += count
+    for batch in batches:
+        clips += len(batch[0])
     return clips / (time.perf_counter() - start)
 
 
@@ -180,27 +251,23 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--folder", type=Path, help="on the disk that is measured")
-    arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
-        stores = {codec: make_store(Path(folder) / codec, arguments.clips, codec) for codec in ("fp16", "int8")}
-        made: dict[str, Any] = {}
-        makers = {"plain reading, fp16": plain, "webdataset, student alone": with_webdataset}
-        makers |= {"wids, student alone": with_wids, "mosaicml-streaming": with_streaming, "litdata": with_litdata}
-        for name, make in makers.items():
-            try:
-                made[name] = make(stores["fp16"], arguments.batch)
-            except ImportError as error:
-                print(f"{name}: left out ({error})")
-        made["plain reading, int8"] = plain(stores["int8"], arguments.batch)
-        made |= {f"ours, {codec}": ours(store, arguments.batch) for codec, store in stores.items()}
-        made["ours, fp16, student alone"] = ours(stores["fp16"], arguments.batch, ["student"])
-        rates: dict[str, list[float]] = {name: [] for name in made}
-        for _ in range(arguments.rounds + 1):
-            for name, run in made.items():
-                rates[name].append(rate(run))
-        for name, found in sorted(rates.items(), key=lambda item: -max(item[1][1:])):
-            low, middle, high = np.quantile(found[1:], [0, 0.5, 1])
-            print(f"{name:28s} {middle:8.1f} clips/s ({low:.1f}-{high:.1f})")
+    parser.add_argument("--cold", action="store_true")
+    asked = parser.parse_args()
+    torch.set_num_threads(1)  # ours decodes in two threads of its own
+    print(f"torch {torch.__version__}, load {os.getloadavg()}, {asked.clips} clips, batch {asked.batch}")
+    with tempfile.TemporaryDirectory(dir=asked.folder) as folder:
+        stores = {codec: make_store(Path(folder) / codec, asked.clips, codec) for codec in ("fp16", "int8")}
+        sections = (cold if asked.cold else warm)(stores, asked.batch)
+        rates: dict[tuple[str, str], list[float]] = {}
+        for _ in range(asked.rounds + 1):
+            for section, runs in sections.items():
+                for name, run in runs.items():
+                    rates.setdefault((section, name), []).append(rate(run))
+        for section in sections:
+            print(f"\n| {section} | clips/s | least | most |\n|---|---|---|---|")
+            found = {name: numbers[1:] for (at, name), numbers in rates.items() if at == section}
+            for name, numbers in sorted(found.items(), key=lambda item: -float(np.median(item[1]))):
+                print(f"| {name} | {np.median(numbers):.0f} | {min(numbers):.0f} | {max(numbers):.0f} |")
 
 
 if __name__ == "__main__":

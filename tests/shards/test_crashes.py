@@ -19,8 +19,9 @@ import torch
 from processes import environments, wait_for
 
 from shards import disk, writer
-from shards.disk import TEMPORARY
+from shards.disk import TEMPORARY, StoreError
 from shards.store import FeatureStore
+from shards.team import Share
 
 CALLS = ("fsync", "replace", "unlink", "mkdir")  # of the os module: the instants at which a store changes
 
@@ -165,6 +166,9 @@ import sys
 sys.path[:0] = sys.argv[2:4]
 import conftest
 from shards.ranks import Ranks
+from shards import team
+team.LOOK = 0.02
+share = team.Share.parse(sys.argv[4]) if sys.argv[4:] else None
 ranks = Ranks.join()
 class Slow(conftest.TinyBackbone):
     def __call__(self, video):
@@ -172,7 +176,11 @@ class Slow(conftest.TinyBackbone):
         time.sleep(0.01)
         return super().__call__(video)
 options = {"columns": {"student": Slow(0), "videomae": Slow(1, poison=33)}, "render": conftest.broken(7, 31)}
-conftest.tiny_extract(sys.argv[1], clips=conftest.tiny_clips(60), ranks=ranks, **options)
+try:
+    clips, say = conftest.tiny_clips(60), lambda text: print(text, flush=True)
+    conftest.tiny_extract(sys.argv[1], clips=clips, ranks=ranks, share=share, say=say, **options)
+except team.Unfinished as error:
+    print(error)
 ranks.leave()
 """
 
@@ -204,3 +212,46 @@ def test_ranks_that_are_killed_and_become_more_or_fewer(tmp_path: Path) -> None:
         "000031": "31.mp4: no video stream",
         "000033": "videomae gives tokens that are not finite",
     }
+
+
+def test_shares_that_never_meet(tmp_path: Path) -> None:
+    """Three jobs, of which 0 comes late and 1 is killed; what a share leaves of another's is not cleared away."""
+    (tmp_path / "script.py").write_text(SCRIPT)
+    here = Path(__file__).parent
+
+    def start(path: Path, *share: str) -> subprocess.Popen:
+        words = [sys.executable, str(tmp_path / "script.py"), str(path), str(here), str(here.parents[1]), *share]
+        return subprocess.Popen(words, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, text=True)
+
+    def ends(process: subprocess.Popen) -> str:
+        out, _ = process.communicate(timeout=180)
+        assert process.returncode == 0
+        return out
+
+    ends(start(tmp_path / "whole"))
+    store = tmp_path / "store"
+    killed, other = start(store, "1/3"), start(store, "2/3")
+    lines = iter(killed.stdout or ())
+    assert any("share 1/3: waits for share 0/3 to prepare the store" in line for line in lines)
+    assert not (store / "manifest.json").exists()
+    first = start(store, "0/3")
+    while not (store / "student" / "00001.json").exists():
+        time.sleep(0.01)
+    killed.kill()
+    killed.communicate()
+    left = [str(path.relative_to(store)) for path in store.rglob("*" + TEMPORARY) if int(path.name[:5]) % 3 == 1]
+    for process, share in ((first, "0/3"), (other, "2/3")):
+        assert f"share {share} is done; " in ends(process)
+    assert set(left) <= {str(path.relative_to(store)) for path in store.rglob("*")}
+    with pytest.raises(StoreError, match="incomplete"):
+        FeatureStore(store, ["student"])
+    assert "is done" not in ends(start(store, "1/3"))
+    assert contents(store) == contents(tmp_path / "whole")
+    ends(start(store, "2/3"))  # nothing is left to do
+    assert contents(store) == contents(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("text", ["3/3", "1", "a/b", "-1/2", "0/0"])
+def test_a_share_is_k_of_n(text: str) -> None:
+    with pytest.raises(ValueError, match=f"store.share={text}: write K/N"):
+        Share.parse(text)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from processes import environments, wait_for
 
-from shards.reader import sample_indices
+from shards.order import sample_indices
 from shards.store import FeatureStore
 
 STEPS, BATCH, SEED = 23, 8, 3

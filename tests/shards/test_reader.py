@@ -1,15 +1,19 @@
 from __future__ import annotations
 
+import os
+import pickle
 import threading
+import weakref
 from collections import Counter
 from itertools import islice
 
 import pytest
 import torch
 
-from shards.disk import StoreError
+from shards.disk import OpenFiles, StoreError
+from shards.order import SampleOrder, sample_indices
 from shards.prefetch import Behind, Memory, prefetch
-from shards.reader import BatchReader, SampleOrder, sample_indices, scan
+from shards.reader import BatchReader, scan
 from shards.store import FeatureStore
 
 
@@ -92,6 +96,34 @@ def test_batch_must_divide(store: FeatureStore) -> None:
 def test_dtype(store: FeatureStore) -> None:
     with reader(store, dtype=torch.bfloat16) as batches:
         assert batches.batch(0)["student"].dtype == torch.bfloat16
+
+
+def test_a_batch_as_it_is_stored(store: FeatureStore) -> None:
+    with reader(store, decode=False) as batches:
+        kept = list(batches.steps(0, 20))
+    for batch in kept:  # what is kept stays as it is
+        for name in ("student", "videomae"):
+            tokens = store.codec(name).decode(batch[name])
+            assert {part: t.dtype for part, t in batch[name].items()} == {"q": torch.int8, "scale": torch.float16}
+            for row, index in enumerate(batch["indices"].tolist()):
+                assert torch.equal(tokens[row], store[index][name])
+
+
+def test_few_files_stay_open_and_none_that_nobody_reads(store: FeatureStore) -> None:
+    files = OpenFiles(store.path, limit=2)
+    first = weakref.ref(files("student", "00000.tar"))
+    held = files("student", "00001.tar")
+    assert files("student", "00000.tar") is first() and files("student", "00001.tar") is held
+    for shard in (0, 1):
+        files("videomae", f"{shard:05d}.tar")
+    assert first() is None and os.pread(held.number, 6, 0).isdigit(), "who reads it keeps it open"
+    number = held.number
+    del held
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(number)
+    assert pickle.loads(pickle.dumps(files))("student", "00000.tar").number > 0  # as a worker process would have it
+    with pytest.raises(FileNotFoundError):
+        files("student", "00009.tar")
 
 
 def test_a_failed_read_surfaces_and_threads_end(store: FeatureStore) -> None:

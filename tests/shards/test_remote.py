@@ -23,7 +23,8 @@ import torch
 
 from shards import remote
 from shards.disk import StoreError
-from shards.reader import BatchReader, SampleOrder
+from shards.order import SampleOrder
+from shards.reader import BatchReader
 from shards.remote import Mirror, public
 from shards.store import FeatureStore
 
