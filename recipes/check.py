@@ -12,6 +12,7 @@ from itertools import chain
 from math import isfinite
 from pathlib import Path
 from typing import Any, get_args
+from urllib.parse import urlsplit
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -170,6 +171,13 @@ def _check_data(recipe: Recipe) -> Iterator[str]:
             yield f"data.tars={value}: no such file"
     if data.source == "store" and recipe.store.path is None:
         yield "store.path: required with data=store; give store.path=..."
+    if "://" in (recipe.store.path or ""):
+        if data.source != "store":
+            yield "store.path is a URL: features are made on a disk; read a store behind a URL with data=store"
+        elif urlsplit(str(recipe.store.path)).username is not None:
+            yield "store.path: a URL without user and password; give these by the environment, where its library looks"
+    elif recipe.store.cache or recipe.store.cache_gb:
+        yield "store.cache and store.cache_gb are of a store behind a URL; leave them out, or give store.path=URL"
     if data.group is not None:
         try:
             if re.compile(data.group).groups < 1:

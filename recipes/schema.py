@@ -53,7 +53,9 @@ class Data:
 class Store:
     """Where feature columns live."""
 
-    path: Text | None = None  # default: features/<digest of data, view and backbones>
+    path: Text | None = None  # a folder, by default features/<digest of data, view and backbones>; data=store: or a URL
+    cache: Text | None = None  # behind a URL: where shards are kept; default: ~/.cache/tokenbridge/stores
+    cache_gb: Positive | None = None  # behind a URL: how much of them is kept, the latest fetched; default: all
     codec: Literal["int8", "fp16"] = "int8"
     clips_per_shard: Count | None = None  # default: about 512 MB of the student
     extend: bool = False  # whether clips that the store at `path` does not have are added to it

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import re
+import stat
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -174,8 +175,11 @@ class Sidecar:
 
     def has_tar(self, root: Path) -> bool:
         """Whether the tar is there with the length that the sidecar says."""
-        path = root / self.column / f"{shard_name(self.shard)}.tar"
-        return path.is_file() and os.path.getsize(path) == self.bytes
+        try:
+            found = os.stat(root / self.column / f"{shard_name(self.shard)}.tar")
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        return stat.S_ISREG(found.st_mode) and found.st_size == self.bytes
 
 
 def _count(value: Any) -> int:

@@ -11,12 +11,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from recipes.schema import Backbone as BackboneSpec
 from recipes.schema import Recipe
+from recipes.schema import Store as StoreSpec
 from shards.agreement import check_clips, describe_clips
 from shards.column import PIXELS, STUDENT
 from shards.decode import Refusal
@@ -36,6 +37,9 @@ from shards.view import render_views, view_digest
 from teachers import create_backbone
 from teachers.backbone import Backbone
 from teachers.layout import TokenLayout
+
+if TYPE_CHECKING:
+    from shards.remote import Mirror
 
 RENDERED = Path("features")  # demo/ and world/ stand there
 log = logging.getLogger(__name__)
@@ -184,7 +188,18 @@ def features_for(recipe: Recipe, ranks: Ranks, *, say: Callable[[str], None] = p
     if recipe.data.source != "store":
         return plan_features(recipe, ranks, say=say)
     special = {name: spec.special for name, spec in recipe.targets.items()}
-    return Stored(Path(recipe.store.path or ""), special, recipe.evaluate.floors, ranks, say)
+    return Stored(store_place(recipe.store), special, recipe.evaluate.floors, ranks, say)
+
+
+def store_place(store: StoreSpec) -> Path | Mirror:
+    """The folder of a store that is there, or what stands for one behind a URL."""
+    path = store.path or ""
+    if "://" not in path:
+        return Path(path)
+    from shards.remote import Mirror  # fsspec, which a local store does not need
+
+    limit = None if store.cache_gb is None else int(store.cache_gb * 1e9)
+    return Mirror(path, cache=store.cache, limit=limit)
 
 
 def plan_features(recipe: Recipe, ranks: Ranks, *, say: Callable[[str], None] = print) -> Features:

@@ -93,6 +93,9 @@ class Mirror:
         self._tars: dict[tuple[str, int], Sidecar] = {}
         self._forgotten: set[tuple[str, int]] = set()
 
+    def __str__(self) -> str:
+        return self.name
+
     def know(self, sidecar: Sidecar) -> None:
         """Keeps what a shard's tar shall be, without its members."""
         self._tars[sidecar.column, sidecar.shard] = replace(sidecar, members={}, refused={}, uncovered=[])
@@ -158,15 +161,18 @@ class Mirror:
             self._evict(self.root / name)
 
     def _evict(self, newest: Path) -> None:
-        tars = [path for path in self.root.glob("*/*.tar") if path.parent.name != CLIPS and path != newest]
-        tars.sort(key=lambda path: path.stat().st_mtime if path.exists() else 0.0)
-        sizes = {path: path.stat().st_size for path in tars if path.exists()}
-        over = newest.stat().st_size + sum(sizes.values()) - (self.limit or 0)
-        for path in tars:
+        """Makes room for the newest. Other threads and processes may do the same, so that any file may be gone."""
+        found: dict[Path, os.stat_result] = {}
+        for path in self.root.glob("*/*.tar"):
+            if path.parent.name != CLIPS:
+                with suppress(FileNotFoundError):
+                    found[path] = path.stat()
+        over = sum(stat.st_size for stat in found.values()) - (self.limit or 0)
+        for path in sorted(found.keys() - {newest}, key=lambda path: found[path].st_mtime):
             if over <= 0:
                 return
             path.unlink(missing_ok=True)
-            over -= sizes.get(path, 0)
+            over -= found[path].st_size
 
     def _fetch_sidecar(self, column: str, shard: int, columns: Mapping[str, Column]) -> None:
         """A new index makes an old shard worthless."""

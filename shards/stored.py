@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from shards.column import PIXELS, STUDENT
 from shards.disk import StoreError
@@ -17,20 +18,26 @@ from shards.ranks import Ranks
 from shards.store import FeatureStore
 from teachers.layout import TokenLayout
 
+if TYPE_CHECKING:
+    from shards.remote import Mirror
+
 
 @dataclass
 class Stored:
-    """special: target -> the tokens beside its grid that are converted. floors: with "pixels" among them, the averaged
-    pixels have to be there too. Raises StoreError, naming the column, where one is not there."""
+    """path: of the store, or what stands for one behind a URL. special: target -> the tokens beside its grid that are
+    converted. floors: with "pixels" among them, the averaged pixels have to be there too. Raises StoreError, naming the
+    column, where one is not there."""
 
-    path: Path
+    path: Path | Mirror
     special: Mapping[str, Sequence[str]]
     floors: Sequence[str]
     ranks: Ranks
     say: Callable[[str], None] = field(default=print, repr=False)
 
     def __post_init__(self) -> None:
-        there = Manifest.read(self.path).columns
+        if not isinstance(self.path, Path):
+            self.path.fetch_manifest()
+        there = Manifest.read(self.path if isinstance(self.path, Path) else self.path.root).columns
         self.columns = [STUDENT, *self.special]
         for name in self.columns:
             if name not in there:

@@ -54,3 +54,9 @@ def test_imported_features_are_converted(features: Path, capsys: pytest.CaptureF
     assert float(error.square().mean()) < 0.1
     assert precompute.main(words) == 1
     assert "data=store has no videos" in capsys.readouterr().err
+    url = [f"store.path=file://{features}/store", f"store.cache={features / 'cache'}", "store.cache_gb=0.000001"]
+    assert run.main([*words, *url, "run.name=remote", "evaluate.floors=[ridge]"]) == 0
+    assert f"features: as they are in file://{features}/store" in capsys.readouterr().out
+    found = json.loads((features / "runs/remote/summary.json").read_text())
+    assert found["floors"] == summary["floors"] and found["digests"] == summary["digests"]
+    assert found["targets"]["videomae"]["r2c"] > 0.99  # another order: shards by shards

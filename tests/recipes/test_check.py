@@ -108,6 +108,8 @@ WRONG = [
         "data=foldr",
         "data=foldr: unknown option 'foldr'; did you mean folder? valid: csv, demo, folder, store, webdataset, world",
     ),
+    ("store.path=s3://bucket/store", "store.path is a URL: features are made on a disk"),
+    ("store.cache=there", "store.cache and store.cache_gb are of a store behind a URL"),
     ("engine=[zero0,zero1]", "engine=[zero0,zero1]: choose one of zero0, zero1"),
     ("targets=[]", "targets=[]: unknown option ''"),
     ("recipe.x=1", "recipe.x: unknown key; recipe is a single value"),
@@ -178,6 +180,11 @@ def test_one_mistake_in_a_contest_one_sentence(word: str, problem: str) -> None:
 def test_one_mistake_in_a_deficiency_one_sentence(kind: str, word: str, problem: str) -> None:
     (found,) = refuse(f"deficiency={kind}", word).problems
     assert problem in found
+
+
+def test_a_password_does_not_belong_in_a_recipe() -> None:
+    (problem,) = refuse("data=store", "store.path=https://me:secret@host/store").problems
+    assert problem.startswith("store.path: a URL without user and password") and "secret" not in problem
 
 
 def test_a_contestants_own_deficiency_is_checked_where_it_stands() -> None:
