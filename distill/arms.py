@@ -272,19 +272,23 @@ def run_arms(
     return results
 
 
-def tell(results: Mapping[str, Result], resampled: Tensor) -> dict[str, dict[str, Any]]:
+def tell(
+    results: Mapping[str, Result], resampled: Tensor, *, twin: Mapping[str, Result] | None = None
+) -> dict[str, dict[str, Any]]:
     """arm -> its numbers on test, for a summary. resampled: distill.metrics.group_weights of the test clips.
 
     accuracy (top-1; of several labels the share that is told) is {value, low, high}, a 95% interval by bootstrap over
-    groups, and so is `difference`, that to `converted` on the same clips and resamples. Then top5, macro_f1, ece,
-    chance (train's most frequent class), gate, share_* and changed_* of either input (see distill.head.reading), the
-    decays chosen, how many parameters, labelled train clips and labelled test clips, and `alarms`, in sentences.
+    groups, and so are `difference`, that to `converted` on the same clips and resamples, and `from_twin`, that to the
+    same arm of a twin, None without one. Then top5, macro_f1, ece, chance (train's most frequent class), gate, share_*
+    and changed_* of either input (see distill.head.reading), the decays chosen, how many parameters, labelled train
+    clips and labelled test clips, and `alarms`, in sentences.
     """
     return {
         name: result.numbers
         | {
             "accuracy": accuracy(result.hits, resampled),
             "difference": accuracy(result.hits - results["converted"].hits, resampled),
+            "from_twin": twin and accuracy(result.hits - twin[name].hits, resampled),
             "alarms": result.alarms,
         }
         for name, result in results.items()

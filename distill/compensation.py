@@ -51,12 +51,14 @@ def compensate(
     resamples: int,
     seed: int,
     ranks: Ranks,
+    twins: Mapping[str, str] | None = None,
 ) -> dict[str, Heads | None]:
     """contestant -> target -> task -> labels of a class -> arm -> its numbers (see distill.arms.tell); None where no
     task was asked for.
 
-    contestants: of the same targets, on the ranks' device. The intervals are over clips, not over seeds. Rank 0 does
-    all of it while the others wait; where it fails, they raise FailedElsewhere. All return the same.
+    contestants: of the same targets, on the ranks' device. twins: of a contestant, which other it is compared with.
+    The intervals are over clips, not over seeds. Rank 0 does all of it while the others wait; where it fails, they
+    raise FailedElsewhere. All return the same.
     """
     if not asked.tasks:
         return dict.fromkeys(contestants)
@@ -66,11 +68,16 @@ def compensate(
             return ""
         groups = [store.groups[index] for index in store.indices("test")]
         resampled = group_weights(groups, resamples=resamples)
+        fitted = {
+            (name, target, task, budget): results
+            for (name, target), task, budget, results in fit_heads(
+                store, contestants, asked, seed=seed, device=ranks.device
+            )
+        }
         found: dict[str, Heads] = {name: {} for name in contestants}
-        for (name, target), task, budget, results in fit_heads(
-            store, contestants, asked, seed=seed, device=ranks.device
-        ):
-            found[name].setdefault(target, {}).setdefault(task, {})[budget] = tell(results, resampled)
+        for (name, target, task, budget), results in fitted.items():
+            twin = fitted.get(((twins or {}).get(name, ""), target, task, budget))
+            found[name].setdefault(target, {}).setdefault(task, {})[budget] = tell(results, resampled, twin=twin)
         return json.dumps(found)
 
     return json.loads(ranks.text(ranks.first(work)))

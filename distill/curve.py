@@ -9,24 +9,27 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import inf
+from statistics import mean
 from typing import Any
 
+from distill.naming import MASKED
 from distill.table import difference, format_table, number
 
 Summary = Mapping[str, Any]
 Arms = Mapping[str, Summary]  # contestants of one twin, by name
 Values = list[float | None]
+Measure = Callable[[Summary, str], float | None]
 
 
 @dataclass(frozen=True)
 class Column:
-    """A measure of a target. change: its key in `deficiency.from_twin`. value(summary, target), None where there is
+    """A measure of a target. change, value: of (summary, target), less the twin's and as it is; None where there is
     none. falls: kinds of deficiency with whose strength it must fall, by theory, up to noise: the error of what is
     penalised cannot fall, nor can the penalty rise; fewer places hold less."""
 
-    change: str
-    value: Callable[[Summary, str], float | None]
-    falls: tuple[str, ...]
+    change: Measure
+    value: Measure
+    falls: tuple[str, ...] = ()
     digits: int = 3
 
 
@@ -34,14 +37,39 @@ def left(summary: Summary, target: str) -> Mapping[str, Any]:
     return summary["deficiency"]["targets"][target]
 
 
+def change(key: str) -> Measure:
+    return lambda summary, target: summary["deficiency"]["from_twin"][target].get(key, {}).get("value")
+
+
+def told(arm: str, key: str, mark: str = "") -> Measure:
+    """Accuracy of heads, or what else is an entry of theirs, with the most labels: the mean over tasks."""
+
+    def measure(summary: Summary, target: str) -> float | None:
+        tasks = (summary["head"] or {}).get(target + mark, {}).values()
+        found = [(list(budgets.values())[-1][arm][key] or {}).get("value") for budgets in tasks]
+        return mean(found) if found and None not in found else None
+
+    return measure
+
+
+def accuracy(arm: str, mark: str = "") -> Column:
+    return Column(told(arm, "from_twin", mark), told(arm, "accuracy", mark))
+
+
 COLUMNS = {
-    "r2c": Column("r2c", lambda s, t: s["targets"][t]["r2c"], ("low_rank", "jacobian")),
-    "r2c masked": Column("r2c_masked", lambda s, t: left(s, t).get("mask", {}).get("on"), ("masking", "combined")),
-    "k*": Column("k", lambda s, t: left(s, t)["rank_recovery"]["k"], ("low_rank", "combined"), 0),
-    "eff. rank": Column(
-        "effective_rank", lambda s, t: left(s, t)["effective_rank"]["converted"], ("low_rank", "combined"), 1
+    "r2c": Column(change("r2c"), lambda s, t: s["targets"][t]["r2c"], ("low_rank", "jacobian")),
+    "r2c masked": Column(
+        change("r2c_masked"), lambda s, t: left(s, t).get("mask", {}).get("on"), ("masking", "combined")
     ),
-    "|J|^2 / var": Column("jacobian", lambda s, t: left(s, t)["jacobian"]["value"], ("jacobian",)),
+    "k*": Column(change("k"), lambda s, t: left(s, t)["rank_recovery"]["k"], ("low_rank", "combined"), 0),
+    "eff. rank": Column(
+        change("effective_rank"), lambda s, t: left(s, t)["effective_rank"]["converted"], ("low_rank", "combined"), 1
+    ),
+    "|J|^2 / var": Column(change("jacobian"), lambda s, t: left(s, t)["jacobian"]["value"], ("jacobian",)),
+    "accuracy": accuracy("converted"),
+    "+ residual": accuracy("converted_supervised"),
+    "masked": accuracy("converted", MASKED),
+    "masked + residual": accuracy("converted_supervised", MASKED),
 }
 
 
@@ -80,13 +108,11 @@ def arms_table(twin: str, arms: Arms, target: str) -> str:
     rows = [[twin, "none", *([number(found["r2c"][0]), ""])]]
     rows[0] += [number(found[head][0], column.digits) for head, column in shown.items() if head != "r2c"]
     for at, (name, summary) in enumerate(arms.items(), 1):
-        changes = summary["deficiency"]["from_twin"][target]
-        cells = [number(found["r2c"][at]), difference(changes["r2c"])]
+        cells = [number(found["r2c"][at]), difference(summary["deficiency"]["from_twin"][target]["r2c"])]
         for head, column in shown.items():
             if head != "r2c":
-                change = changes.get(column.change, {}).get("value")
-                value = number(found[head][at], column.digits)
-                cells.append(value if change is None else f"{value} ({change:+.{column.digits}f})")
+                by, value = column.change(summary, target), number(found[head][at], column.digits)
+                cells.append(value if by is None else f"{value} ({by:+.{column.digits}f})")
         rows.append([name, dial(summary), *cells])
     return format_table(["", "deficiency", "r2c", "from twin, paired", *(h for h in shown if h != "r2c")], rows)
 
@@ -94,7 +120,7 @@ def arms_table(twin: str, arms: Arms, target: str) -> str:
 def values(column: Column, arms: Arms, target: str) -> Values:
     """Of the twin, as its arms imply it, then of every arm."""
     own = [column.value(summary, target) for summary in arms.values()]
-    changes = [s["deficiency"]["from_twin"][target].get(column.change, {}).get("value") for s in arms.values()]
+    changes = [column.change(summary, target) for summary in arms.values()]
     known = [value - change for value, change in zip(own, changes, strict=True) if None not in (value, change)]
     return [known[0] if known else None, *own]
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+MASKED = " with the mask on"  # behind the name of a contestant, or of what it is converted to
+
 
 @contextmanager
 def named(name: str) -> Iterator[None]:

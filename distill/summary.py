@@ -10,9 +10,10 @@ from distill.cost import measure_cost
 from distill.deficiency import Dials
 from distill.evaluate import finite, score, space_digest, summarise
 from distill.floors import MAIN, Floors
+from distill.naming import MASKED
 from distill.selection import Choice
 from distill.survival import survival
-from distill.twins import MASKED, blinded, deficiencies, with_masks
+from distill.twins import blinded, deficiencies, with_masks
 from shards.ranks import Ranks
 from shards.store import SPLITS
 
@@ -42,8 +43,7 @@ def evaluate(
     scores = score(store, test, candidates, ranks=ranks, cka_positions=cka_positions, task="evaluate on test")
     told = survival(store, contestants, kinds=probes, resamples=resamples, seed=floors.seed, ranks=ranks)
     deprived = deficiencies(floors, dials, scores, groups=groups, resamples=resamples)
-    read = {**contestants, **blinded(contestants, dials)}
-    heads = compensate(store, read, head, resamples=resamples, seed=floors.seed, ranks=ranks)
+    heads = tell_heads(floors, dials, head, resamples=resamples, ranks=ranks)
     clips = {split: len(store.indices(split)) for split in SPLITS} | {"refused": len(store.refused)}
     summaries = {}
     for name, converter in contestants.items():
@@ -62,6 +62,16 @@ def evaluate(
             "digests": store.digests | {"normaliser": space_digest(store, converter.targets)},
         }
     return summaries
+
+
+def tell_heads(
+    floors: Floors, dials: Mapping[str, Dials | None], asked: Asked, *, resamples: int, ranks: Ranks
+) -> dict[str, Heads | None]:
+    """What heads tell from every contestant, from the deficient ones with their mask on, and from their twins."""
+    twins, hidden = floors.twins(), blinded(floors.contestants, dials)
+    read = {**floors.contestants, **hidden, **{twin: floors.trained[twin] for twin in twins.values()}}
+    twins |= {name + MASKED: twin for name, twin in twins.items() if name + MASKED in hidden}
+    return compensate(floors.store, read, asked, twins=twins, resamples=resamples, seed=floors.seed, ranks=ranks)
 
 
 def with_mask_on(name: str, heads: Mapping[str, Heads | None]) -> Heads | None:

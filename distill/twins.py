@@ -19,9 +19,9 @@ from distill.deficiency import Dials
 from distill.evaluate import Candidate, Scores, number_or_none, paired_gain
 from distill.floors import Floors
 from distill.metrics import Alignment, group_weights
+from distill.naming import MASKED
 from distill.spectrum import measure
 
-MASKED = " with the mask on"
 MASKS = 4  # over which r2c with the mask on is averaged: it depends on which places are hidden
 Left = Mapping[str, Any]  # what distill.spectrum measures of a target, and `mask`
 

@@ -25,10 +25,10 @@ from shards.ranks import Ranks
 from shards.store import FeatureStore
 
 STRENGTHS = {
-    "low_rank": (0.03, 0.1, 0.3, 1.0),
+    "low_rank": (0.3, 1.0, 3.0),
     "masking": (0.5, 1.0, 1.6),
-    "jacobian": (0.01, 0.1, 1.0),
-    "combined": (0.1, 1.0),
+    "jacobian": (0.1, 1.0, 10.0),
+    "combined": (1.0,),
 }
 NARROW = {"narrow": {"width": 64, "latents": 16}, "thin": {"width": 32, "latents": 8}}
 BARE = "bare"  # whole without a skip

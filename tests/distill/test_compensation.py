@@ -101,8 +101,17 @@ class Ideal(nn.Module):
         return {"dense": torch.cat([first, 0 * first[:, :1]], dim=1), "pooled": 0 * first[:, :1]}
 
 
-def told(store: FeatureStore, asked: Asked, **contestants: Any) -> dict[str, Any]:
-    return compensate(store, contestants, asked, resamples=100, seed=0, ranks=Ranks())
+class Blank(Ideal):
+    """Knows nothing."""
+
+    def forward(self, tokens: Tensor) -> dict[str, Tensor]:
+        return {target: 0 * made for target, made in super().forward(tokens).items()}
+
+
+def told(
+    store: FeatureStore, asked: Asked, *, twins: dict[str, str] | None = None, **contestants: Any
+) -> dict[str, Any]:
+    return compensate(store, contestants, asked, resamples=100, seed=0, ranks=Ranks(), twins=twins)
 
 
 def test_a_residual_wins_back_what_the_teacher_lacks(planted: FeatureStore) -> None:
@@ -128,6 +137,18 @@ def test_a_residual_wins_back_what_the_teacher_lacks(planted: FeatureStore) -> N
     assert teacher["teacher"] > 0.9 and max(teacher["converted_supervised"], teacher["student"]) < 0.75
     assert both["wrong_teacher"] > 0.9 > 0.7 > found["main"]["pooled"]["both"]["all"]["converted"]["accuracy"]["value"]
     assert both["permuted_labels"] < 0.75 and both["shuffled_residual"] > 0.9 > 0.75 > student["shuffled_residual"]
+
+
+def test_a_contestant_beside_its_twin(planted: FeatureStore) -> None:
+    asked, contestants = Asked(("both",), rank=2), {"whole": Ideal(), "blank": Blank()}
+    found = told(planted, asked, twins={"blank": "whole"}, **contestants)
+    ours, twin = (found[name]["dense"]["both"]["all"] for name in ("blank", "whole"))
+    for arm in ("converted", "converted_supervised", "teacher"):
+        lost = ours[arm]["accuracy"]["value"] - twin[arm]["accuracy"]["value"]
+        assert ours[arm]["from_twin"]["value"] == pytest.approx(lost), arm
+        assert twin[arm]["from_twin"] is None
+    assert ours["converted"]["from_twin"]["high"] < -0.2 and ours["teacher"]["from_twin"]["value"] == 0
+    assert ours["converted_supervised"]["from_twin"]["low"] > ours["converted"]["from_twin"]["high"]
 
 
 def test_means_are_those_of_the_grid(planted: FeatureStore, ridge: Converter) -> None:

@@ -104,6 +104,34 @@ def test_masks_have_a_column_and_kinds_are_apart() -> None:
     ]
 
 
+def heads(alone: float, residual: float, twin: float | None, mark: str = "") -> dict[str, Any]:
+    """Of two tasks, the mean of which is as given; `twin` told so much less than both arms."""
+
+    def arm_of(value: float) -> dict[str, Any]:
+        return {"accuracy": {"value": value}, "from_twin": None if twin is None else {"value": value - twin}}
+
+    few, arms = {"converted": arm_of(0.0)}, {"converted": alone, "converted_supervised": residual}
+    all_ = [{arm: arm_of(value + by) for arm, value in arms.items()} for by in (-0.1, 0.1)]
+    return {"videomae" + mark: {"a": {"5": few, "all": all_[0]}, "b": {"5": few, "all": all_[1]}}}
+
+
+def test_accuracy_with_and_without_the_residual() -> None:
+    summaries = {
+        "weak": arm(0.8, "low_rank", {"rank": 8}, left(7, 2.0, None), head=heads(0.6, 0.7, 0.75)),
+        "strong": arm(0.7, "low_rank", {"rank": 2}, left(3, 1.0, None), head=heads(0.5, 0.72, 0.75)),
+    }
+    _, _, _, table, last = curve_lines(summaries)
+    header, _, whole_, weak, strong = table.splitlines()
+    assert header.split()[-3:] == ["accuracy", "+", "residual"] and whole_.split()[-2:] == ["0.750", "0.750"]
+    assert weak.split()[-4:] == ["0.600", "(-0.150)", "0.700", "(-0.050)"]
+    assert strong.split()[-4:] == ["0.500", "(-0.250)", "0.720", "(-0.030)"]
+    assert last.endswith("accuracy falls; + residual is not monotone (up from weak to strong)")
+    blind = arm(0.9, "masking", {"mask_ratio": 0.5}, left(9, 6, None), head=heads(0.4, 0.6, 0.7, " with the mask on"))
+    header, _, _, row = curve_lines({"blind": blind})[3].splitlines()
+    assert header.split()[-4:] == ["masked", "masked", "+", "residual"]
+    assert row.split()[-4:] == ["0.400", "(-0.300)", "0.600", "(-0.100)"]
+
+
 def test_settings_without_an_order_make_no_curve() -> None:
     one, other = {"nuclear": 1.0, "rank": 8}, {"nuclear": 0.1, "rank": 2}
     summaries = {name: arm(0.8, "low_rank", at, left(3, 2, 1)) for name, at in {"a": one, "b": other}.items()}

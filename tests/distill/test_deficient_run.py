@@ -17,6 +17,7 @@ from distill import run
 from distill.runfolder import RunFolder, read_metrics
 
 OPTIONS = "options={width: 32, latents: 8, heads: 2, blocks: 1}"
+HEAD = "head={tasks: [label], rank: 2}"
 ARMS = {
     "low": "{kind: low_rank, rank: 2, strength: 0.01}",
     "both": "{kind: combined, nuclear: 0.01, ratio: 0.5}",
@@ -30,7 +31,7 @@ def words(tiny: list[str]) -> list[str]:
     arms = [word for name in ARMS for word in (f"contest.{name}.family=perceiver", f"contest.{name}.{OPTIONS}")]
     arms += [f"contest.{name}.deficiency={settings}" for name, settings in ARMS.items()]
     head = ["recipe=contest_videomae", "contest=[perceiver]", f"contest.perceiver.{OPTIONS}"]
-    return [*head, *rest, *arms, "evaluate.floors=[ridge]", "train.resume=auto"]
+    return [*head, *rest, *arms, "evaluate.floors=[ridge]", "train.resume=auto", HEAD]
 
 
 class Killed(BaseException):
@@ -67,7 +68,7 @@ def test_deficient_converters_beside_their_twin_and_resumed(
     for name, entry in found.items():
         assert summary(top.with_name("broken") / name) == entry
 
-    alone = [*tiny, f"converter.{OPTIONS}", "deficiency=masking", "evaluate.floors=[ridge]", "run.name=alone"]
+    alone = [*tiny, f"converter.{OPTIONS}", "deficiency=masking", "evaluate.floors=[ridge]", HEAD, "run.name=alone"]
     assert run.main([*alone, "deficiency.kind=combined", "deficiency.nuclear=0.01"]) == 0
     check_an_arm_is_as_alone(top / "both", top.with_name("alone"))
 
@@ -110,6 +111,13 @@ def check_twins(found: dict[str, Any]) -> None:
     on = found["both"]["deficiency"]["targets"]["videomae"]["mask"]["on"]
     assert masked["value"] == pytest.approx(on - whole["targets"]["videomae"]["r2c"])
     assert masked["low"] < masked["value"] < masked["high"]
+    heads = {name: entry["head"] for name, entry in found.items()}
+    assert list(heads["both"]) == ["videomae", "videomae with the mask on"] and list(heads["low"]) == ["videomae"]
+    twin, *rest = (at["label"]["all"]["converted_supervised"] for name in heads for at in heads[name].values())
+    assert twin["from_twin"] is None and len(rest) == 4
+    for arm in rest:
+        lost = arm["accuracy"]["value"] - twin["accuracy"]["value"]
+        assert arm["from_twin"]["value"] == pytest.approx(lost)
 
 
 def check_what_is_written(top: Path) -> None:
