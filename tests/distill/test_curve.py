@@ -131,6 +131,8 @@ def test_accuracy_with_and_without_the_residual() -> None:
     header, _, _, row = curve_lines({"blind": blind})[-1].splitlines()
     assert header.split()[-4:] == ["masked", "masked", "+", "residual"]
     assert row.split()[-4:] == ["0.400", "(-0.300)", "0.600", "(-0.100)"]
+    alone = arm(0.9, "jacobian", {"jacobian": 1.0}, left(9, 6, None), head=heads(0.4, 0.6, None))
+    assert curve_lines({"alone": alone})[-1].splitlines()[-1].split()[-2:] == ["0.400", "0.600"], "no twin, no change"
 
 
 def test_settings_without_an_order_make_no_curve() -> None:
