@@ -1,6 +1,6 @@
 """Strength against what is left: deficient contestants beside their twin as a table, and in words what falls and rises.
 
-Reads summaries only. A further column is an entry of COLUMNS.
+Reads summaries only. A further column is an entry of LEFT or TOLD.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def accuracy(arm: str, mark: str = "") -> Column:
     return Column(told(arm, "from_twin", mark), told(arm, "accuracy", mark))
 
 
-COLUMNS = {
+LEFT = {
     "r2c": Column(change("r2c"), lambda s, t: s["targets"][t]["r2c"], ("low_rank", "jacobian")),
     "r2c masked": Column(
         change("r2c_masked"), lambda s, t: left(s, t).get("mask", {}).get("on"), ("masking", "combined")
@@ -66,6 +66,8 @@ COLUMNS = {
         change("effective_rank"), lambda s, t: left(s, t)["effective_rank"]["converted"], ("low_rank", "combined"), 1
     ),
     "|J|^2 / var": Column(change("jacobian"), lambda s, t: left(s, t)["jacobian"]["value"], ("jacobian",)),
+}
+TOLD = {  # by heads
     "accuracy": accuracy("converted"),
     "+ residual": accuracy("converted_supervised"),
     "masked": accuracy("converted", MASKED),
@@ -84,7 +86,9 @@ def curve_lines(summaries: Arms) -> list[str]:
     for (twin, _), arms in by_twin.items():
         arms = dict(sorted(arms.items(), key=lambda arm: (arm[1]["deficiency"]["kind"], amounts(arm[1]))))
         for target in next(iter(arms.values()))["targets"]:
-            lines += ["", title(arms, target), "", arms_table(twin, arms, target)]
+            lines += ["", title(arms, target), *arms_table(twin, arms, target, LEFT)]
+            if heads := arms_table(twin, arms, target, TOLD):
+                lines += ["", f"{target}: accuracy of heads on test, mean over tasks, with the most labels", *heads]
             kinds = {summary["deficiency"]["kind"] for summary in arms.values()}
             for kind in sorted(kinds):
                 lines += words(twin, {n: s for n, s in arms.items() if s["deficiency"]["kind"] == kind}, target)
@@ -101,20 +105,22 @@ def title(arms: Arms, target: str) -> str:
     )
 
 
-def arms_table(twin: str, arms: Arms, target: str) -> str:
-    """The twin, then every arm with its changes; r2c's with the paired interval."""
-    found = {head: values(column, arms, target) for head, column in COLUMNS.items()}
-    shown = {head: column for head, column in COLUMNS.items() if any(v is not None for v in found[head][1:])}
-    rows = [[twin, "none", *([number(found["r2c"][0]), ""])]]
-    rows[0] += [number(found[head][0], column.digits) for head, column in shown.items() if head != "r2c"]
-    for at, (name, summary) in enumerate(arms.items(), 1):
-        cells = [number(found["r2c"][at]), difference(summary["deficiency"]["from_twin"][target]["r2c"])]
-        for head, column in shown.items():
-            if head != "r2c":
-                by, value = column.change(summary, target), number(found[head][at], column.digits)
-                cells.append(value if by is None else f"{value} ({by:+.{column.digits}f})")
-        rows.append([name, dial(summary), *cells])
-    return format_table(["", "deficiency", "r2c", "from twin, paired", *(h for h in shown if h != "r2c")], rows)
+def arms_table(twin: str, arms: Arms, target: str, columns: Mapping[str, Column]) -> list[str]:
+    """The twin, then every arm with its changes, r2c's with the paired interval; nothing where no arm has a value."""
+    header, rows = ["", "deficiency"], [[twin, "none"], *([name, dial(summary)] for name, summary in arms.items())]
+    for head, column in columns.items():
+        found = values(column, arms, target)
+        if all(value is None for value in found[1:]):
+            continue
+        header += [head, "from twin, paired"] if head == "r2c" else [head]
+        rows[0] += [number(found[0], column.digits), ""] if head == "r2c" else [number(found[0], column.digits)]
+        for row, value, summary in zip(rows[1:], found[1:], arms.values(), strict=True):
+            text, by = number(value, column.digits), column.change(summary, target)
+            if head == "r2c":
+                row += [text, difference(summary["deficiency"]["from_twin"][target]["r2c"])]
+            else:
+                row.append(text if by is None else f"{text} ({by:+.{column.digits}f})")
+    return ["", format_table(header, rows)] if len(header) > 2 else []
 
 
 def values(column: Column, arms: Arms, target: str) -> Values:
@@ -147,7 +153,7 @@ def words(twin: str, arms: Arms, target: str) -> list[str]:
     if any(a == b or any(less < more for more, less in zip(a, b, strict=True)) for a, b in pairwise(taken)):
         return [f"{kind}: of these settings none is simply the stronger: no curve"]
     names, lines = [twin, *arms], []
-    for head, column in COLUMNS.items():
+    for head, column in (LEFT | TOLD).items():
         found = values(column, arms, target)
         if None in found:
             continue

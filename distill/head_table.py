@@ -20,6 +20,8 @@ COLUMNS = {  # arm -> its column
     "wrong_teacher": "wrong",
     "permuted_labels": "perm",
 }
+Raised = list[tuple[str, str]]  # a head and a sentence
+FEW = 3  # alarms that are shown one by one
 ALARMING = ("converted", "student", "student_rank", "converted_pca", "converted_supervised", "teacher")  # no control
 
 
@@ -27,21 +29,30 @@ def head_lines(summaries: Mapping[str, Summary]) -> list[str]:
     """For every target a table of accuracies on test, a row for each contestant, task and number of labels, and the
     alarms. Nothing without heads. At most 120 columns wide."""
     tables: dict[str, list[list[str]]] = {}
-    alarms: dict[str, list[str]] = {}
+    alarms: dict[str, dict[str, Raised]] = {}
     for name, target, task, budget, arms in cells(summaries):
         where = [shortened(name, 14)] if len(summaries) > 1 else []
         first = " ".join([*where, shortened(task, 12), budget])
         shown = [accuracy_cell(summaries[name], arms.get(arm)) for arm in COLUMNS]
         tables.setdefault(target, []).append([first, *shown, number(arms["converted"]["chance"], 2)])
-        sentences = [
-            f"alarm: {first}, {arm}: {text}" for arm in ALARMING if arm in arms for text in arms[arm]["alarms"]
-        ]
-        alarms.setdefault(target, []).extend(sentences)
+        raised = alarms.setdefault(target, {arm: [] for arm in ALARMING})
+        for arm in ALARMING:
+            raised[arm] += [(first, text) for text in arms.get(arm, {}).get("alarms", ())]
     lines = []
     for target, rows in tables.items():
         lines += ["", f"{target}: accuracy of heads on pooled tokens, test (* more than conv alone, paired, 95%)", ""]
-        lines += [format_table(["head", *COLUMNS.values(), "chance"], rows), *alarms[target]]
+        lines.append(format_table(["head", *COLUMNS.values(), "chance"], rows))
+        for arm, raised in alarms[target].items():
+            lines += alarm_lines(arm, raised, len(rows))
     return lines
+
+
+def alarm_lines(arm: str, raised: Raised, heads: int) -> list[str]:
+    """Every alarm of an arm; where they are many, the first of them and how many heads raise one."""
+    if len(raised) <= FEW:
+        return [f"alarm: {head}, {arm}: {text}" for head, text in raised]
+    (head, text), where = raised[0], dict.fromkeys(head for head, _ in raised)
+    return [f"alarm: {arm}, {len(where)} of {heads} heads (all in summary.json), the first: {head}: {text}"]
 
 
 def cells(summaries: Mapping[str, Summary]) -> Iterator[tuple[str, str, str, str, Mapping[str, Any]]]:

@@ -43,6 +43,11 @@ for _side in (_Loader, _Dumper):
     _side.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(f"^{FLOAT.pattern}$"), list("-+0123456789"))
 
 
+def _parse(text: str) -> Any:
+    """The plain values of a YAML text. _Loader makes nothing else: a tag that names an object is an error."""
+    return yaml.load(text, Loader=_Loader)
+
+
 def load_recipe(
     argv: Sequence[str],
     *,
@@ -82,7 +87,7 @@ def load_recipe(
 def from_yaml(text: str) -> Recipe:
     """The recipe that to_yaml wrote. Raises RecipeError."""
     try:
-        tree = yaml.load(text, Loader=_Loader)
+        tree = _parse(text)
     except yaml.YAMLError as error:
         raise RecipeError("not a recipe", [f"YAML: {error}"]) from None
     if not isinstance(tree, dict):
@@ -196,7 +201,7 @@ def _compose(name: str, groups: dict[str, str], folder: Path) -> Tree:
 def _read_file(file: Path) -> Tree:
     """A resolved recipe from a file."""
     try:
-        tree = yaml.load(file.read_text(encoding="utf-8"), Loader=_Loader)
+        tree = _parse(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise RecipeError(f"recipe={file} cannot be read", [str(error)]) from None
     if not isinstance(tree, dict) or "defaults" in tree:
@@ -217,7 +222,7 @@ def _value(path: str, text: str) -> Any:
             return text[1:-1]
         return None if text == "null" else str(Path(text).expanduser()) if text.startswith("~/") else text
     try:
-        value = yaml.load(text, Loader=_Loader)
+        value = _parse(text)
         json.dumps(value, ensure_ascii=False).encode()
     except (yaml.YAMLError, ValueError, TypeError, RecursionError):
         forms = "a number, true, false, null, a word, [a,b] or {a: 1}"

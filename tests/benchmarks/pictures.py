@@ -19,7 +19,8 @@ import matplotlib
 matplotlib.use("svg")
 import matplotlib.pyplot as plt
 
-MASKED = " with the mask on"
+from distill.naming import MASKED
+
 ARMS = {  # Okabe and Ito's colours
     "converted": ("converted tokens", "#0072B2", "o"),
     "converted_supervised": ("+ residual", "#D55E00", "s"),
@@ -67,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("found", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     asked = parser.parse_args(argv)
-    plt.rcParams["svg.hashsalt"] = "tokenbridge"  # the same bytes every time
+    plt.rcParams |= {"svg.hashsalt": "tokenbridge", "svg.fonttype": "none"}  # the same bytes every time, and few
     asked.out.mkdir(parents=True, exist_ok=True)
     found = json.loads(asked.found.read_text())
     for dial, names in dials(found).items():

@@ -271,6 +271,10 @@ def test_the_table_shows_what_is_better_and_the_alarms() -> None:
     assert lines[1].startswith("videomae: accuracy of heads")
     assert lines[-2].split() == ["shape", "5", "0.50", "0.75*", "0.50", "0.25"]
     assert lines[-1] == "alarm: shape 5, converted_supervised: the gate stayed at 0"
+    many = {"head": {"videomae": {f"task{n}": {"5": arms} for n in range(4)}}, "marks": {}}
+    assert "\n".join(head_lines({"main": many})).splitlines()[-1] == (
+        "alarm: converted_supervised, 4 of 4 heads (all in summary.json), the first: task0 5: the gate stayed at 0"
+    )
     few = {"r2c": "1 test groups, too few for an interval"}
     assert "*" not in head_lines({"main": summary | {"marks": {"videomae": few}}})[-2].splitlines()[-1]
     assert head_lines({"main": {"head": None, "marks": {}}}) == []

@@ -120,16 +120,19 @@ def test_accuracy_with_and_without_the_residual() -> None:
         "weak": arm(0.8, "low_rank", {"rank": 8}, left(7, 2.0, None), head=heads(0.6, 0.7, 0.75)),
         "strong": arm(0.7, "low_rank", {"rank": 2}, left(3, 1.0, None), head=heads(0.5, 0.72, 0.75)),
     }
-    _, _, _, table, last = curve_lines(summaries)
+    *_, what, _, table, last = curve_lines(summaries)
+    assert what == "videomae: accuracy of heads on test, mean over tasks, with the most labels"
     header, _, whole_, weak, strong = table.splitlines()
     assert header.split()[-3:] == ["accuracy", "+", "residual"] and whole_.split()[-2:] == ["0.750", "0.750"]
     assert weak.split()[-4:] == ["0.600", "(-0.150)", "0.700", "(-0.050)"]
     assert strong.split()[-4:] == ["0.500", "(-0.250)", "0.720", "(-0.030)"]
     assert last.endswith("accuracy falls; + residual is not monotone (up from weak to strong)")
     blind = arm(0.9, "masking", {"mask_ratio": 0.5}, left(9, 6, None), head=heads(0.4, 0.6, 0.7, " with the mask on"))
-    header, _, _, row = curve_lines({"blind": blind})[3].splitlines()
+    header, _, _, row = curve_lines({"blind": blind})[-1].splitlines()
     assert header.split()[-4:] == ["masked", "masked", "+", "residual"]
     assert row.split()[-4:] == ["0.400", "(-0.300)", "0.600", "(-0.100)"]
+    alone = arm(0.9, "jacobian", {"jacobian": 1.0}, left(9, 6, None), head=heads(0.4, 0.6, None))
+    assert curve_lines({"alone": alone})[-1].splitlines()[-1].split()[-2:] == ["0.400", "0.600"], "no twin, no change"
 
 
 def test_settings_without_an_order_make_no_curve() -> None:

@@ -269,6 +269,22 @@ def test_the_caller_adds_rules() -> None:
     assert load_recipe(["recipe=perceiver_all"], also=lambda recipe: ())
 
 
+def test_no_text_of_a_recipe_runs_code(tmp_path: Path) -> None:
+    made = tmp_path / "made"
+    call = f'!!python/object/apply:os.mkdir ["{made}"]'
+    (tmp_path / "recipe.yaml").write_text(f"recipe: x\ntrain: {call}\n")
+    doors = (
+        lambda: from_yaml(f"recipe: {call}"),
+        lambda: load_recipe([f"recipe={tmp_path / 'recipe.yaml'}"]),
+        lambda: load_recipe(["recipe=perceiver_all", f"train.lr={call}"]),
+        lambda: load_recipe(["recipe=perceiver_all", f"converter.options={{a: {call}}}"]),
+    )
+    for door in doors:
+        with pytest.raises(RecipeError):
+            door()
+    assert not made.exists()
+
+
 @pytest.mark.parametrize("text", ["3", "[", "", "a: b", "!!python/object:os.system {}"])
 def test_from_yaml_refuses(text: str) -> None:
     with pytest.raises(RecipeError):
