@@ -2,12 +2,12 @@
 
     python tests/benchmarks/readers.py [--clips 64] [--batch 8] [--folder DIR] [--rounds 5] [--cold]
 
-Full geometry, shuffled, batches in one process, warm, all in turn so that they meet the same load. Plain reading is
-preadv of the very bytes into a ring of batch buffers: no index, no sums. Peers read the same values in fp16. "as
-stored" is what a batch holds before it is decoded (fp16; int8 and a scale a token); "fp32" is ready for a model on a
-CPU, which for peers is `.float()` of their batch. --cold: the files are dropped from the page cache before every pass,
-and the rate stands beside that of reading them from end to end. litdata, mosaicml-streaming and wids come with
-pip install --no-deps litdata mosaicml-streaming wids; one that is not there is left out and named.
+Full geometry, shuffled, batches in one process, warm, in turn so that they meet the same load. Plain reading is preadv
+of the very bytes into a ring of batch buffers: no index, no sums; the ratio to it is taken round by round. Peers read
+the same values in fp16. "as stored" is what a batch holds before it is decoded (fp16; int8 and a scale a token); "fp32"
+is ready for a model on a CPU, which for peers is `.float()` of their batch. --cold: the files are dropped from the page
+cache before every pass, and plain reading is that of the tars from end to end. litdata, mosaicml-streaming and wids
+come with pip install --no-deps litdata mosaicml-streaming wids; one that is not there is left out and named.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -199,30 +200,51 @@ def floated(run: Passes) -> Passes:
 
 # --- what is measured
 
+Section = Callable[[], dict[str, Passes]]  # made when its turn comes: some peers leave threads behind
 
-def warm(stores: Mapping[str, FeatureStore], batch: int) -> dict[str, dict[str, Passes]]:
-    """section -> name -> passes"""
-    fp16, int8 = stores["fp16"], stores["int8"]
-    peers = {}
+
+def warm(stores: Mapping[str, FeatureStore], batch: int) -> dict[str, Section]:
+    def readers(decode: bool) -> dict[str, Passes]:
+        found = {f"ours, {codec}": ours(store, batch, decode=decode) for codec, store in stores.items()}
+        return found | {"ours, int8, student alone": ours(stores["int8"], batch, ["student"], decode=decode)}
+
+    def limits() -> dict[str, Passes]:
+        return {
+            f"{name}, {codec}": make
+            for codec, store in stores.items()
+            for name, make in {"plain": plain(store, batch), "ours": ours(store, batch, decode=False)}.items()
+        }
+
+    others = cache(lambda: peers(stores["fp16"], batch))
+    return {
+        "as stored": limits,
+        "as stored, peers": lambda: readers(False) | others(),
+        "fp32": lambda: readers(True) | {name: floated(run) for name, run in others().items()},
+    }
+
+
+def cold(stores: Mapping[str, FeatureStore], batch: int) -> dict[str, Section]:
+    def limits() -> dict[str, Passes]:
+        return {
+            f"{name}, {codec}": dropped(run, stores)
+            for codec, store in stores.items()
+            for name, run in {
+                "plain": from_end_to_end(store),
+                "ours": ours(store, batch, decode=False, epochs=1),
+            }.items()
+        }
+
+    return {"cold, as stored": limits}
+
+
+def peers(store: FeatureStore, batch: int) -> dict[str, Passes]:
+    found = {}
     for name, make in PEERS.items():
         try:
-            peers[name] = make(fp16, batch)
+            found[name] = make(store, batch)
         except ImportError as error:
             print(f"{name}: left out ({error})")
-    stored = {f"plain reading, {codec}": plain(store, batch) for codec, store in stores.items()}
-    stored |= {f"ours, {codec}": ours(store, batch, decode=False) for codec, store in stores.items()}
-    stored["ours, int8, student alone"] = ours(int8, batch, ["student"], decode=False)
-    ready = {f"ours, {codec}": ours(store, batch, decode=True) for codec, store in stores.items()}
-    ready["ours, int8, student alone"] = ours(int8, batch, ["student"], decode=True)
-    return {"as stored": stored | peers, "fp32": ready | {name: floated(run) for name, run in peers.items()}}
-
-
-def cold(stores: Mapping[str, FeatureStore], batch: int) -> dict[str, dict[str, Passes]]:
-    found: dict[str, Passes] = {}
-    for codec, store in stores.items():
-        found[f"from end to end, {codec}"] = from_end_to_end(store)
-        found[f"ours, {codec}"] = ours(store, batch, decode=False, epochs=1)
-    return {"cold, as stored": {name: dropped(run, stores) for name, run in found.items()}}
+    return found
 
 
 def dropped(run: Passes, stores: Mapping[str, FeatureStore]) -> Passes:
@@ -258,16 +280,23 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=asked.folder) as folder:
         stores = {codec: make_store(Path(folder) / codec, asked.clips, codec) for codec in ("fp16", "int8")}
         sections = (cold if asked.cold else warm)(stores, asked.batch)
-        rates: dict[tuple[str, str], list[float]] = {}
-        for _ in range(asked.rounds + 1):
-            for section, runs in sections.items():
+        for title, section in sections.items():
+            rates: dict[str, list[float]] = {}
+            runs = section()
+            for _ in range(asked.rounds + 1):
                 for name, run in runs.items():
-                    rates.setdefault((section, name), []).append(rate(run))
-        for section in sections:
-            print(f"\n| {section} | clips/s | least | most |\n|---|---|---|---|")
-            found = {name: numbers[1:] for (at, name), numbers in rates.items() if at == section}
-            for name, numbers in sorted(found.items(), key=lambda item: -float(np.median(item[1]))):
-                print(f"| {name} | {np.median(numbers):.0f} | {min(numbers):.0f} | {max(numbers):.0f} |")
+                    rates.setdefault(name, []).append(rate(run))
+            print(table(title, {name: numbers[1:] for name, numbers in rates.items()}), flush=True)
+
+
+def table(title: str, rates: Mapping[str, Sequence[float]]) -> str:
+    """Beside ours, the median over rounds of its ratio to plain reading."""
+    lines = [f"\n| {title} | clips/s | least | most | of plain reading |", "|---|---|---|---|---|"]
+    for name, numbers in sorted(rates.items(), key=lambda item: -float(np.median(item[1]))):
+        base = rates.get(name.replace("ours", "plain"), numbers)
+        ratio = "" if base is numbers else f"{np.median(np.divide(numbers, base)):.2f}"
+        lines.append(f"| {name} | {np.median(numbers):.0f} | {min(numbers):.0f} | {max(numbers):.0f} | {ratio} |")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":
