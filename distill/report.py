@@ -50,7 +50,9 @@ def comparison(summaries: Mapping[str, Summary]) -> list[str]:
             lines += ["", *standings(summaries, target)]
         elif gain := first["gain"].get(target):
             lines.append(f"gain over ridge, paired: {difference(gain)}")
-        lines += mark_lines(first["marks"].get(target, {}))
+        there = {metric for metric, value in first["targets"][target].items() if value is not None}
+        marks = first["marks"].get(target, {})
+        lines += mark_lines({metric: reason for metric, reason in marks.items() if metric in there})
     return lines + curve_lines(summaries) + survival_lines(summaries) + head_lines(summaries)
 
 
