@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from distill.curve import curve_lines
@@ -103,8 +104,18 @@ def survival_lines(summaries: Mapping[str, Summary]) -> list[str]:
         whose = f"{name}: " if len(summaries) > 1 else ""
         for kind in next(iter(tasks.values()), {}):
             title = f"{whose}accuracy of {kind} probes on test, teacher -> converted (* less, paired, 95%)"
-            lines += ["", title, "", survival_table(summary, kind)]
+            lines += ["", title, "", survival_table(summary, kind), *agreement_lines(summary, kind)]
     return lines
+
+
+def agreement_lines(summary: Summary, kind: str) -> list[str]:
+    """How often the teacher's own probe answers alike on both tokens, beyond chance: one line for all targets."""
+    found = {target: [task[kind]["kappa"] for task in tasks.values()] for target, tasks in summary["probes"].items()}
+    means = {
+        target: fmean(known) for target, at in found.items() if (known := [each for each in at if each is not None])
+    }
+    told = ", ".join(f"{target} {number(value, 2)}" for target, value in means.items())
+    return [f"agreement of the teacher's probe with itself (kappa, mean over tasks): {told}"] if told else []
 
 
 def survival_table(summary: Summary, kind: str) -> str:

@@ -11,7 +11,7 @@ from distill.deficiency import Dials
 from distill.evaluate import finite, score, space_digest, summarise
 from distill.floors import MAIN, Floors
 from distill.selection import Choice
-from distill.survival import survival
+from distill.survival import mean_kappa, survival
 from distill.twins import MASKED, blinded, deficiencies, with_masks
 from shards.ranks import Ranks
 from shards.store import SPLITS
@@ -49,6 +49,8 @@ def evaluate(
     for name, converter in contestants.items():
         own, rivals = floors.part(name, scores), {other: scores[other] for other in contestants if other != name}
         found = summarise(own, converter=MAIN, groups=groups, resamples=resamples, rivals=rivals)
+        for target, kappa in mean_kappa(told[name]).items():
+            found["targets"][target]["probe_agreement"] = kappa
         summaries[name] = {
             **found,
             **about[name],

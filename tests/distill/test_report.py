@@ -122,17 +122,23 @@ def test_a_floor_that_one_contestant_lacks_is_named_after_those_that_have_it() -
     assert rows == ["wide", "deep", "ridge", "wide/mlp"]
 
 
-def told(teacher: float, converted: float | None, high: float | None) -> dict[str, Any]:
+def told(teacher: float, converted: float | None, high: float | None, kappa: float | None = None) -> dict[str, Any]:
     """What one kind of probe found of one task."""
     values = {"student": 0.5, "teacher": teacher, "converted": converted, "converted_by_teacher_probe": 0.1}
     spans = {name: {"value": value, "low": 0.0, "high": 1.0} for name, value in values.items()}
-    return {**spans, "difference": {"value": -0.1, "low": -0.2, "high": high}, "chance": 0.25, "clips": 40}
+    return {
+        **spans,
+        "difference": {"value": -0.1, "low": -0.2, "high": high},
+        "chance": 0.25,
+        "clips": 40,
+        "kappa": kappa,
+    }
 
 
 def test_what_survives_has_a_table_for_every_contestant_and_kind() -> None:
     found = {
-        "shape": {"linear": told(0.9, 0.874, 0.1), "attentive": told(1.0, 0.2, -0.1)},
-        "size": {"linear": told(0.8, None, None), "attentive": told(0.7, 0.6, 0.0)},
+        "shape": {"linear": told(0.9, 0.874, 0.1), "attentive": told(1.0, 0.2, -0.1, kappa=0.25)},
+        "size": {"linear": told(0.8, None, None), "attentive": told(0.7, 0.6, 0.0, kappa=0.35)},
     }
     probed = SUMMARY | {"marks": {}, "probes": {"videomae": found}}
     folders = {"converter": RunFolder(Path("runs/x"))}
@@ -144,6 +150,8 @@ def test_what_survives_has_a_table_for_every_contestant_and_kind() -> None:
         ["size", "0.50", "0.70", "->", "0.60", "0.25"],
     ]
     assert any(line.split() == ["size", "0.50", "0.80", "->", "-", "0.25"] for line in lines)
+    kappas = [line for line in lines if "kappa" in line]
+    assert kappas == ["agreement of the teacher's probe with itself (kappa, mean over tasks): videomae 0.30"]
     assert "0.87 " in next(line for line in lines if line.startswith("shape"))
     assert lines[at + 2].index("0.20") == lines[at + 3].index("0.60"), "the mark moves no number"
 
