@@ -11,6 +11,7 @@ from distill.deficiency import Dials
 from distill.evaluate import finite, score, space_digest, summarise
 from distill.floors import MAIN, Floors
 from distill.selection import Choice
+from distill.spectrum import rank_recovery
 from distill.survival import mean_kappa, survival
 from distill.twins import MASKED, blinded, deficiencies, with_masks
 from shards.ranks import Ranks
@@ -43,6 +44,7 @@ def evaluate(
     told = survival(store, contestants, kinds=probes, resamples=resamples, seed=floors.seed, ranks=ranks)
     deprived = deficiencies(floors, dials, scores, groups=groups, resamples=resamples)
     read = {**contestants, **blinded(contestants, dials)}
+    recovered = recoveries(floors, deprived)
     heads = compensate(store, read, head, resamples=resamples, seed=floors.seed, ranks=ranks)
     clips = {split: len(store.indices(split)) for split in SPLITS} | {"refused": len(store.refused)}
     summaries = {}
@@ -51,6 +53,8 @@ def evaluate(
         found = summarise(own, converter=MAIN, groups=groups, resamples=resamples, rivals=rivals)
         for target, kappa in mean_kappa(told[name]).items():
             found["targets"][target]["probe_agreement"] = kappa
+        for target, recovery in recovered[name].items():
+            found["targets"][target]["rank_recovery"] = recovery["k"]
         summaries[name] = {
             **found,
             **about[name],
@@ -58,12 +62,24 @@ def evaluate(
             "chosen": {"weights": chosen[name].weights, "r2c": finite(chosen[name].r2c)},
             "probes": told[name],
             "deficiency": deprived[name],
+            "rank_recovery": recovered[name],
             "cost": measure_cost(converter, device=ranks.device),
             "head": with_mask_on(name, heads),
             "clips": clips,
             "digests": store.digests | {"normaliser": space_digest(store, converter.targets)},
         }
     return summaries
+
+
+def recoveries(floors: Floors, deprived: Mapping[str, Mapping[str, Any] | None]) -> dict[str, dict[str, Any]]:
+    """By contestant and target how many of the teacher's components are recovered; what deficiencies have measured is
+    not measured again."""
+    known = {name: found["targets"] for name, found in deprived.items() if found}
+    rest = {name: converter for name, converter in floors.contestants.items() if name not in known}
+    fresh = rank_recovery(floors.store, rest, seed=floors.seed, ranks=floors.ranks) if rest else {}
+    return fresh | {
+        name: {target: at["rank_recovery"] for target, at in targets.items()} for name, targets in known.items()
+    }
 
 
 def with_mask_on(name: str, heads: Mapping[str, Heads | None]) -> Heads | None:

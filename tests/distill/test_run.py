@@ -105,6 +105,11 @@ def test_a_whole_run(tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixt
     )
     low, high = summary["intervals"]["videomae"]["r2c"]
     assert low <= summary["targets"]["videomae"]["r2c"] <= high
+    recovery = summary["rank_recovery"]["videomae"]
+    assert (
+        0 < recovery["k"] <= recovery["of"] == 24 and recovery["k"] == summary["targets"]["videomae"]["rank_recovery"]
+    )
+    assert recovery["k"] == sum(value > 0.5 for value in recovery["r2"])
     assert {"parameters", "macs", "latency_ms", "threads"} <= set(summary["cost"])
     assert sum(summary["clips"].values()) == 40 and summary["clips"]["refused"] == 0
     assert set(summary["digests"]) >= {"split", "view", "normaliser", "data"}
