@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from distill.compensation import Asked, Heads, compensate
-from distill.cost import measure_cost
+from distill.cost import measure_cost, stored_bytes
 from distill.deficiency import Dials
 from distill.evaluate import finite, score, space_digest, summarise
 from distill.floors import MAIN, Floors
@@ -14,6 +14,7 @@ from distill.selection import Choice
 from distill.spectrum import rank_recovery
 from distill.survival import mean_kappa, survival
 from distill.twins import MASKED, blinded, deficiencies, with_masks
+from shards.column import STUDENT
 from shards.ranks import Ranks
 from shards.store import SPLITS
 
@@ -63,10 +64,11 @@ def evaluate(
             "probes": told[name],
             "deficiency": deprived[name],
             "rank_recovery": recovered[name],
-            "cost": measure_cost(converter, device=ranks.device),
+            "cost": measure_cost(converter, device=ranks.device) | {"bytes_read": stored_bytes(store.columns[STUDENT])},
             "head": with_mask_on(name, heads),
             "clips": clips,
             "digests": store.digests | {"normaliser": space_digest(store, converter.targets)},
+            "spaces": {target: space_digest(store, [target]) for target in converter.targets},
         }
     return summaries
 

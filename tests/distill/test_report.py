@@ -25,7 +25,8 @@ SUMMARY: dict[str, Any] = {
     "probes": {},
     "deficiency": None,
     "head": None,
-    "cost": {"parameters": 4_770_000, "macs": 5_400_000_000, "latency_ms": 61.4, "threads": 2, "device": "cpu"},
+    "cost": {"parameters": 4_770_000, "macs": 5_400_000_000, "latency_ms": 61.4, "bytes_read": 2_101_248}
+    | {"threads": 2, "device": "cpu"},
     "clips": {"train": 56, "val": 12, "test": 3, "refused": 1},
     "digests": {"split": "abc"},
 }
@@ -82,15 +83,11 @@ def test_a_contest_has_one_table_and_is_better_only_for_certain() -> None:
     expected = [*summaries, "ridge", "small/mlp", "wide/mlp", "deep/mlp", "none/mlp"]
     assert [line.split()[0] for line in lines[at : at + 9]] == expected
     assert [line.split()[1] for line in lines[at : at + 6]] == ["0.950", "0.900", "0.800", "-", "0.800", "0.100"]
-    assert "lead of wide, paired" in lines[at + 10] and lines[at + 10].split()[-4:] == [
-        "M",
-        "params",
-        "GMAC",
-        "ms/clip",
-    ]
-    gain, cost = "0.0500 (0.0100 .. 0.0900)", ["4.77", "5.40", "61"]
+    header = lines[at + 10]
+    assert "lead of wide, paired" in header and header.split()[-6:] == ["M", "params", "GMAC", "ms/clip", "MB", "read"]
+    gain, cost = "0.0500 (0.0100 .. 0.0900)", ["4.77", "5.40", "61", "2.101"]
     rows = {line.split()[0]: line for line in lines[at + 12 : at + 16]}
-    assert list(rows) == list(summaries) and all(gain in line and line.split()[-3:] == cost for line in rows.values())
+    assert list(rows) == list(summaries) and all(gain in line and line.split()[-4:] == cost for line in rows.values())
     assert "0.1000 (0.0100 .. 0.2000)" in rows["small"] and "0.1000" not in rows["wide"]
     assert lines[at + 16 : at + 18] == ["wide is better than small, none", "wide is not told apart from deep"]
     assert "cost: cpu, 2 threads, fp32, batch 1, all targets" in lines
