@@ -53,6 +53,7 @@ def comparison(summaries: Mapping[str, Summary]) -> list[str]:
             lines.append(f"gain over ridge, paired: {difference(gain)}")
         there = {metric for metric, value in first["targets"][target].items() if value is not None}
         marks = first["marks"].get(target, {})
+        lines += regret_lines(summaries, target)
         lines += mark_lines({metric: reason for metric, reason in marks.items() if metric in there})
     return lines + curve_lines(summaries) + survival_lines(summaries) + head_lines(summaries)
 
@@ -142,6 +143,18 @@ def cost_line(cost: Mapping[str, Any]) -> str:
 
 def measured(cost: Mapping[str, Any]) -> str:
     return f"{cost['device']}, {cost['threads']} threads, fp32, batch 1, all targets"
+
+
+def regret_lines(summaries: Mapping[str, Summary], target: str) -> list[str]:
+    """On an oracle, what every contestant and floor leaves of the best R2."""
+    lines = []
+    for name, summary in summaries.items():
+        if told := summary.get("oracle"):
+            found, who = told["regret"][target], summary["family"] if len(summaries) == 1 else name
+            best = f"{who}: regret (1 - R2) / (1 - R2 of Bayes, {number(told['bayes_r2'])}) is {difference(found)}"
+            floors = [f"{floor} {number(at[target], 2)}" for floor, at in told["floors"].items() if target in at]
+            lines.append(f"{best}; floors: {', '.join(floors)}")
+    return lines
 
 
 def mark_lines(marks: Mapping[str, str]) -> list[str]:

@@ -40,6 +40,9 @@ OURS: list[tuple[tuple[str, ...], tuple[str, ...]]] = [
     (("shards", "shards.*"), ("shards", "shards.*", "teachers.layout")),
     (("distill.losses", "distill.deficiency", "distill.head", "distill.similarity"), ("teachers.layout",)),
     (("distill.metrics",), ("distill.similarity", "teachers.layout", "shards.ranks")),
+    (("distill.fields",), ("teachers.layout",)),
+    (("distill.oracles",), ("distill.fields", "teachers.layout")),
+    (("distill.oracle_store",), ("distill.*", "shards", "shards.*", *JOINTS)),  # writes a store
     (("distill.objective",), ("distill.losses", "distill.deficiency", *JOINTS)),
     (("distill.train",), ("distill.engine", "distill.objective", *JOINTS)),
     (("distill.evaluate",), ("distill.metrics", "distill.similarity", *JOINTS)),
