@@ -83,7 +83,7 @@ def distill(recipe: Recipe, ranks: Ranks) -> dict[str, dict[str, Any]]:
     settings = {name: flatten(asdict(own)) | flatten(store.digests, "features.") for name, own in recipes.items()}
     start, states = resume_point(folders, settings, resume=recipe.train.resume == "auto")
     for name, folder in folders.items():
-        folder.rewind(start)
+        folder.rewind(start, events=recipe.run.tensorboard)
         folder.write("recipe.yaml", to_yaml(recipes[name]))
 
     asked, deficient = recipe.evaluate.floors, [name for name, own in recipes.items() if own.deficiency]
@@ -97,7 +97,7 @@ def distill(recipe: Recipe, ranks: Ranks) -> dict[str, dict[str, Any]]:
         say(f"{stopped}; continue with the same command and train.resume=auto run.name={name}")
         raise
 
-    summaries = summarise_all(recipes, floors, chosen, ranks)
+    summaries = summarise_all(recipes, floors, chosen, folders, ranks)
     for name, summary in summaries.items() if recipe.oracle else ():
         oracle = make_oracle(asdict(recipe.oracle), seed=recipe.data.seed)
         summary["oracle"] = reached(summary, oracle, dials=deficiency_of(recipes[name]))
@@ -259,7 +259,11 @@ def build_engine(recipe: Recipe, objective: Objective, precision: str, ranks: Ra
 
 
 def summarise_all(
-    recipes: Mapping[str, Recipe], floors: Floors, chosen: Mapping[str, Choice], ranks: Ranks
+    recipes: Mapping[str, Recipe],
+    floors: Floors,
+    chosen: Mapping[str, Choice],
+    folders: Mapping[str, RunFolder],
+    ranks: Ranks,
 ) -> dict[str, dict[str, Any]]:
     """The summary of every contestant, with what its recipe alone knows."""
     first = next(iter(recipes.values()))
@@ -275,6 +279,7 @@ def summarise_all(
         probes=first.evaluate.probes,
         dials={name: deficiency_of(recipe) for name, recipe in recipes.items()},
         head=Asked(**asdict(first.head)),
+        folders=folders,
     )
 
 

@@ -10,10 +10,12 @@ from distill.cost import measure_cost, stored_bytes
 from distill.deficiency import Dials
 from distill.evaluate import finite, score, space_digest, summarise
 from distill.floors import MAIN, Floors
+from distill.runfolder import RunFolder
 from distill.selection import Choice
 from distill.spectrum import rank_recovery
 from distill.survival import mean_kappa, survival
 from distill.twins import MASKED, blinded, deficiencies, with_masks
+from distill.where import look
 from shards.column import STUDENT
 from shards.ranks import Ranks
 from shards.store import SPLITS
@@ -30,6 +32,7 @@ def evaluate(
     probes: Sequence[str],
     dials: Mapping[str, Dials | None],
     head: Asked,
+    folders: Mapping[str, RunFolder],
 ) -> dict[str, dict[str, Any]]:
     """summary.json of every contestant: the converter beside its floors on the test clips, its lead over the others,
     which factors survive in its tokens, what heads tell from them, what was chosen on val, its cost, and what it all
@@ -37,6 +40,7 @@ def evaluate(
 
     about: contestant -> entries that the caller adds. probes: kinds of them, see distill.survival. dials: what every
     contestant is deprived of; where one is, what that left is measured of all. head: see distill.compensation.
+    folders: each takes where its contestant is wrong.
     """
     store, contestants, test = floors.store, floors.contestants, floors.store.indices("test")
     groups = [store.groups[index] for index in test]
@@ -56,6 +60,9 @@ def evaluate(
             found["targets"][target]["probe_agreement"] = kappa
         for target, recovery in recovered[name].items():
             found["targets"][target]["rank_recovery"] = recovery["k"]
+        if ranks.main:
+            there = look(floors, name, own)
+            folders[name].write_where(there.tensors, there.record)
         summaries[name] = {
             **found,
             **about[name],

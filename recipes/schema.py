@@ -29,6 +29,7 @@ class Run:
 
     dir: Text | None = None  # default: runs/<recipe>
     name: Text | None = None  # default: the time at which the run starts
+    tensorboard: bool = True  # whether what metrics.jsonl holds is written for TensorBoard, too
 
 
 @dataclass(config=strict, kw_only=True)
