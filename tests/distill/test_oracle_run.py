@@ -41,6 +41,8 @@ def test_the_store_holds_what_the_oracle_draws_and_more_clips_change_none(tmp_pa
         for a, b in zip(few.indices(split), many.indices(split), strict=False):
             for column in ("student", "teacher"):
                 assert torch.equal(few[a][column], many[b][column])
+    firsts = [many[many.indices(split)[0]]["student"] for split in ("train", "val", "test")]
+    assert not any(torch.equal(firsts[0], other) for other in firsts[1:]), "no split holds another's clips"
     oracle = make_oracle(ASKED, seed=3)
     assert isinstance(oracle, FieldOracle)
     student = torch.stack([many[index]["student"] for index in many.indices("train")])

@@ -45,6 +45,9 @@ def test_a_run_writes_sums_that_add_up_to_its_summary(tiny: list[str], tmp_path:
     assert [entry["r2c"] for entry in shown] == sorted(entry["r2c"] for entry in shown) and len(shown) == 8
     for kind in ("teacher", "converted", "student"):
         assert tensors[f"videomae/{kind}"].shape == (8, 4, 4, 4, 3) and tensors[f"videomae/{kind}"].dtype == torch.uint8
+    for entry in shown:
+        error, spread = (tensors[f"videomae/{part}/clips"][entry["clip"]] for part in ("error/converter", "spread"))
+        assert entry["r2c"] == pytest.approx(float(1 - error / spread))
     assert 0 < sum(told["shares"]) <= 1 and told["thumbnails"]
 
     path = next(word.split("=", 1)[1] for word in tiny if word.startswith("store.path"))
@@ -86,6 +89,12 @@ def test_pictures_share_one_basis(ridge: Floors, store: FeatureStore) -> None:
     ridge_of = SimpleNamespace(store=store, ranks=Ranks(), ridge=lambda _: ridge.ridge(linear))
     same, shares = where.paint(ridge_of, Known(1.0), "teacher", test)  # type: ignore[arg-type]
     assert torch.equal(same["converted"], same["teacher"]) and shares and sum(shares) > 0.7
+    small = SimpleNamespace(store=store, ranks=Ranks(), ridge=lambda _: Known(0.1))
+    half, _ = where.paint(small, Known(0.5), "teacher", test)  # type: ignore[arg-type]
+    ours, theirs, ridges = (half[kind].float() - 127.5 for kind in ("converted", "teacher", "student"))
+    inside = theirs.abs() < 127
+    assert torch.allclose(ours[inside], theirs[inside] / 2, atol=1) and inside.float().mean() > 0.9
+    assert 0.85 < float(theirs.flatten(0, 3).std(0).mean()) / 127.5 * 2.5 < 1.1 and ridges.abs().max() < 30
     grey, _ = where.paint(ridge_of, Known(0.0), "teacher", test)  # type: ignore[arg-type]
     assert torch.equal(grey["converted"], torch.full_like(grey["converted"], 127))
     own, _ = where.paint(ridge, linear, "teacher", test)
