@@ -69,14 +69,7 @@ def score(
     names = sorted({target for parts in candidates.values() for part in parts for target in part.converter.targets})
     columns = sorted({part.column for parts in candidates.values() for part in parts} | set(names))
     statistics = {name: at(frozen_statistics(store, name), positions.get(name)).to(ranks.device) for name in names}
-    scores: Scores = {
-        label: {
-            target: Alignment(statistics[target], num_clips=len(indices), cka_positions=cka_positions)
-            for part in parts
-            for target in part.converter.targets
-        }
-        for label, parts in candidates.items()
-    }
+    scores = open_scores(candidates, statistics, num_clips=len(indices), cka_positions=cka_positions)
     shared = range(ranks.rank, len(indices), ranks.world)
     whole = reading_order(len(indices), rank=ranks.rank, world=ranks.world)
     mine = [indices[place] for place in (whole if cka_positions else shared)]
@@ -98,6 +91,24 @@ def score(
         for alignment in by_target.values():
             alignment.reduce(ranks)
     return scores
+
+
+def open_scores(
+    candidates: Mapping[str, Sequence[Candidate]],
+    statistics: Mapping[str, Statistics],
+    *,
+    num_clips: int,
+    cka_positions: int,
+) -> Scores:
+    """Empty sums for every candidate and target."""
+    return {
+        label: {
+            target: Alignment(statistics[target], num_clips=num_clips, cka_positions=cka_positions)
+            for part in parts
+            for target in part.converter.targets
+        }
+        for label, parts in candidates.items()
+    }
 
 
 def at(statistics: Statistics, positions: Tensor | None) -> Statistics:

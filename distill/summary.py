@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
+
+from converters.converter import Converter
 from distill.compensation import Asked, Heads, compensate
 from distill.cost import measure_cost, stored_bytes
 from distill.deficiency import Dials
@@ -13,12 +16,12 @@ from distill.floors import MAIN, Floors
 from distill.runfolder import RunFolder
 from distill.selection import Choice
 from distill.spectrum import rank_recovery
-from distill.survival import mean_kappa, survival
+from distill.survival import Survival, mean_kappa, survival
 from distill.twins import MASKED, blinded, deficiencies, with_masks
 from distill.where import look
 from shards.column import STUDENT
 from shards.ranks import Ranks
-from shards.store import SPLITS
+from shards.store import SPLITS, FeatureStore
 
 
 def evaluate(
@@ -56,13 +59,9 @@ def evaluate(
     for name, converter in contestants.items():
         own, rivals = floors.part(name, scores), {other: scores[other] for other in contestants if other != name}
         found = summarise(own, converter=MAIN, groups=groups, resamples=resamples, rivals=rivals)
-        for target, kappa in mean_kappa(told[name]).items():
-            found["targets"][target]["probe_agreement"] = kappa
-        for target, recovery in recovered[name].items():
-            found["targets"][target]["rank_recovery"] = recovery["k"]
+        add_scores(found["targets"], told[name], recovered[name])
         if ranks.main:
-            there = look(floors, name, own)
-            folders[name].write_where(there.tensors, there.record)
+            folders[name].write_where(*look(floors, name, own))
         summaries[name] = {
             **found,
             **about[name],
@@ -71,13 +70,28 @@ def evaluate(
             "probes": told[name],
             "deficiency": deprived[name],
             "rank_recovery": recovered[name],
-            "cost": measure_cost(converter, device=ranks.device) | {"bytes_read": stored_bytes(store.columns[STUDENT])},
             "head": with_mask_on(name, heads),
             "clips": clips,
-            "digests": store.digests | {"normaliser": space_digest(store, converter.targets)},
-            "spaces": {target: space_digest(store, [target]) for target in converter.targets},
+            **rests_on(converter, store, device=ranks.device),
         }
     return summaries
+
+
+def rests_on(converter: Converter, store: FeatureStore, *, device: torch.device) -> dict[str, Any]:
+    """What a converter costs, and what identifies the data and the spaces in which it is scored."""
+    return {
+        "cost": measure_cost(converter, device=device) | {"bytes_read": stored_bytes(store.columns[STUDENT])},
+        "digests": store.digests | {"normaliser": space_digest(store, converter.targets)},
+        "spaces": {target: space_digest(store, [target]) for target in converter.targets},
+    }
+
+
+def add_scores(targets: dict[str, dict[str, Any]], told: Survival, recovered: Mapping[str, Mapping[str, Any]]) -> None:
+    """Puts beside a contestant's metrics what came of other passes over the clips."""
+    for target, kappa in mean_kappa(told).items():
+        targets[target]["probe_agreement"] = kappa
+    for target, recovery in recovered.items():
+        targets[target]["rank_recovery"] = recovery["k"]
 
 
 def recoveries(floors: Floors, deprived: Mapping[str, Mapping[str, Any] | None]) -> dict[str, dict[str, Any]]:

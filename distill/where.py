@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -30,20 +29,13 @@ ENDS = 4  # clips at either end that are shown
 BASIS_CLIPS = 32  # train clips from which the colours' directions come
 REACH = 2.5  # deviations of the teacher's tokens that a colour spans to either side
 Tensors = dict[str, Tensor]
+Record = dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Where:
-    """What the two files hold."""
+def look(floors: Floors, name: str, scores: Mapping[str, Mapping[str, Alignment]]) -> tuple[Tensors, Record]:
+    """What the two files hold, of a contestant beside its floors. For one rank: the others have nothing to add.
 
-    tensors: Tensors
-    record: dict[str, Any]
-
-
-def look(floors: Floors, name: str, scores: Mapping[str, Mapping[str, Alignment]]) -> Where:
-    """Of a contestant beside its floors. scores: candidate -> target -> its sums on the test clips, over all ranks.
-
-    For one rank: the others have nothing to add.
+    scores: candidate -> target -> its sums on the test clips, over all ranks.
     """
     store, converter = floors.store, floors.contestants[name]
     test = store.indices("test")
@@ -67,7 +59,7 @@ def look(floors: Floors, name: str, scores: Mapping[str, Mapping[str, Alignment]
             "thumbnails": bool(stills),
         }
     clips = [{key: store.clips[index].get(key) for key in ("key", "source", "group", "label")} for index in test]
-    return Where(tensors, {"version": VERSION, "split": "test", "main": MAIN, "clips": clips, "targets": targets})
+    return tensors, {"version": VERSION, "split": "test", "main": MAIN, "clips": clips, "targets": targets}
 
 
 def errors(target: str, found: Mapping[str, Alignment]) -> Tensors:
