@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from converters.converter import Converter
+from shards.store import Column
 
 
 def count_macs(converter: Converter, tokens: Tensor) -> int:
@@ -34,6 +36,11 @@ def measure_latency(run: Callable[[], object], *, device: torch.device, repeats:
             torch.cuda.synchronize(device)
         times.append(1000 * (time.perf_counter() - start))
     return statistics.median(times[1:])
+
+
+def stored_bytes(column: Column) -> int:
+    """What a clip of a column takes in its store, and is read for it."""
+    return sum(math.prod(shape) * dtype.itemsize for dtype, shape in column.spec.values())
 
 
 def measure_cost(converter: Converter, *, device: torch.device) -> dict[str, float | int | str]:

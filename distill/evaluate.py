@@ -16,7 +16,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from converters.converter import Converter
-from distill.metrics import METRICS, MINIMUM_CLIPS, Alignment, Statistics, group_weights, interval
+from distill.metrics import METRICS, MINIMUM_CLIPS, Alignment, Reference, Statistics, group_weights, interval
+from distill.similarity import PROCRUSTES_CLIPS, reading_order
 from shards.ranks import Ranks
 from shards.reader import scan
 from shards.store import FeatureStore
@@ -62,37 +63,52 @@ def score(
     """Alignment of every candidate on the clips `indices` of the store; each rank reads its share.
 
     A candidate is a list of converters, each for the targets that it has. positions: only these tokens of a target.
+    cka_positions: see Alignment.
     """
     positions = dict(positions or {})
     names = sorted({target for parts in candidates.values() for part in parts for target in part.converter.targets})
     columns = sorted({part.column for parts in candidates.values() for part in parts} | set(names))
     statistics = {name: at(frozen_statistics(store, name), positions.get(name)).to(ranks.device) for name in names}
-    scores: Scores = {
-        label: {
-            target: Alignment(statistics[target], num_clips=len(indices), cka_positions=cka_positions)
-            for part in parts
-            for target in part.converter.targets
-        }
-        for label, parts in candidates.items()
-    }
-    mine = list(indices)[ranks.rank :: ranks.world]
+    scores = open_scores(candidates, statistics, num_clips=len(indices), cka_positions=cka_positions)
+    shared = range(ranks.rank, len(indices), ranks.world)
+    whole = reading_order(len(indices), rank=ranks.rank, world=ranks.world)
+    mine = [indices[place] for place in (whole if cka_positions else shared)]
     place = {index: number for number, index in enumerate(indices)}
     with tqdm(total=len(mine), desc=task, unit="clip", disable=not ranks.main, dynamic_ncols=True) as progress:
         for batch in scan(store, indices=mine, columns=columns, device=ranks.device):
             clips = torch.tensor([place[index] for index in batch["indices"].tolist()])
             wanted = {name: batch[name] for name in names}
             wanted |= {name: wanted[name].index_select(1, index.to(ranks.device)) for name, index in positions.items()}
+            teachers = {name: Reference.of(tokens, statistics[name]) for name, tokens in wanted.items()}
             for label, parts in candidates.items():
                 for part in parts:
                     chosen = {name: index for name, index in positions.items() if name in part.converter.targets}
                     converted = part.converter(batch[part.column], positions=chosen or None)
                     for target, tokens in converted.items():
-                        scores[label][target].update(clips, tokens, wanted[target])
+                        scores[label][target].update(clips, tokens, teachers[target])
             progress.update(len(clips))
     for by_target in scores.values():
         for alignment in by_target.values():
             alignment.reduce(ranks)
     return scores
+
+
+def open_scores(
+    candidates: Mapping[str, Sequence[Candidate]],
+    statistics: Mapping[str, Statistics],
+    *,
+    num_clips: int,
+    cka_positions: int,
+) -> Scores:
+    """Empty sums for every candidate and target."""
+    return {
+        label: {
+            target: Alignment(statistics[target], num_clips=num_clips, cka_positions=cka_positions)
+            for part in parts
+            for target in part.converter.targets
+        }
+        for label, parts in candidates.items()
+    }
 
 
 def at(statistics: Statistics, positions: Tensor | None) -> Statistics:
@@ -112,7 +128,8 @@ def summarise(
     """
     weights = group_weights(groups, resamples=resamples)
     targets = {name: finite(alignment.compute()) for name, alignment in scores[converter].items()}
-    marks = {name: few_clips(len(groups), len(set(groups))) for name in targets}
+    widths = {name: len(alignment.statistics.scale) for name, alignment in scores[converter].items()}
+    marks = {name: few_clips(len(groups), len(set(groups)), width=width) for name, width in widths.items()}
     summary: dict[str, Any] = {
         "targets": targets,
         "intervals": {name: intervals(alignment, weights) for name, alignment in scores[converter].items()},
@@ -148,12 +165,12 @@ def paired_gain(ours: Alignment, other: Alignment, weights: Tensor) -> dict[str,
     return {"value": number_or_none(value), "low": number_or_none(low), "high": number_or_none(high)}
 
 
-def few_clips(clips: int, groups: int) -> dict[str, str]:
-    """A mark for every metric that has fewer clips than it needs."""
-    marks = {}
+def few_clips(clips: int, groups: int, *, width: int) -> dict[str, str]:
+    """A mark for every metric that has fewer clips than it needs. width: of the target."""
+    marks, needed = {}, MINIMUM_CLIPS | {"procrustes": PROCRUSTES_CLIPS * width}
     for name in METRICS:
-        if clips < MINIMUM_CLIPS[name]:
-            marks[name] = f"{clips} test clips, {MINIMUM_CLIPS[name]} needed"
+        if clips < needed[name]:
+            marks[name] = f"{clips} test clips, {needed[name]} needed"
         elif groups < 5:
             marks[name] = f"{groups} test groups, too few for an interval"
     return marks

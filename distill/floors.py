@@ -99,6 +99,10 @@ class Floors:
         floors = {label: self._candidate(label, *entry) for label, entry in self.floors.items()}
         return {name: [Candidate(converter)] for name, converter in self.contestants.items()} | floors
 
+    def ridge(self, converter: Converter) -> Converter:
+        """The ridge in a converter's space: where its skip starts."""
+        return set_skips(self._build("linear", converter), self.ridges[converter.normaliser])
+
     def _share(self, floor: str) -> None:
         """Gives every contestant that can have it a floor: the same where all that makes it is the same."""
         made_of = {name: self._ingredients(floor, converter) for name, converter in self.contestants.items()}
@@ -169,7 +173,7 @@ class Floors:
         if floor == "position_mean":
             return [Candidate(self._build("constant", converter, normaliser="position"))]
         if floor == "ridge":
-            return [Candidate(set_skips(self._build("linear", converter), ridges))]
+            return [Candidate(self.ridge(converter))]
         if floor == "ridge_local":
             return [Candidate(set_skips(self._local_reader(converter), ridges, reader=LOCAL))]
         if floor == "shuffled":

@@ -108,19 +108,25 @@ class Probe(nn.Module):
         return rearrange(found, "b (k h) d -> b k (h d)", k=len(self.tasks))
 
     def hits(self, tokens: Source, labels: Labels) -> tuple[dict[str, Tensor], Tensor]:
-        """Per task (n,) float64: 1 where a clip's class is told, 0 where not, nan without one; and the clips, (n,).
+        """Per task (n,) float64: 1 where a clip's class is told (one that train never had is not), 0 where not, nan
+        without one; and the clips, (n,). Raises ValueError on other tasks than the probe's, and on other tokens."""
+        logits, clips = self.read(tokens)
+        return self.right(logits, clips, labels), clips
 
-        A clip of a class that train never had counts, as not told. Raises ValueError on other tasks than the probe's,
-        and on other tokens.
-        """
+    def read(self, tokens: Source) -> tuple[Tensor, Tensor]:
+        """Logits (n k c) of the clips (n,), on the CPU."""
+        logits, clips = answers(self, reading(self.kind, self.layout, tokens))
+        return logits[0], clips
+
+    def right(self, logits: Tensor, clips: Tensor, labels: Labels) -> dict[str, Tensor]:
+        """The first part of `hits`, of what `read` gives."""
         if missing := [task for task in self.tasks if task not in labels]:
             raise ValueError(f"there are no labels of the task {missing[0]!r}, only of {', '.join(labels) or 'none'}")
         if unknown := [task for task in labels if task not in self.tasks]:
             raise ValueError(f"this probe was not fitted to the task {unknown[0]!r}, but to {', '.join(self.tasks)}")
-        logits, clips = answers(self, reading(self.kind, self.layout, tokens))
         classes = label_table({task: labels[task] for task in self.tasks})[clips]
-        right = (logits[0].argmax(-1) == classes).double().masked_fill(classes < 0, math.nan)
-        return dict(zip(self.tasks, right.unbind(1), strict=True)), clips
+        right = (logits.argmax(-1) == classes).double().masked_fill(classes < 0, math.nan)
+        return dict(zip(self.tasks, right.unbind(1), strict=True))
 
 
 def fit_probe(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from distill.curve import curve_lines
@@ -50,7 +51,10 @@ def comparison(summaries: Mapping[str, Summary]) -> list[str]:
             lines += ["", *standings(summaries, target)]
         elif gain := first["gain"].get(target):
             lines.append(f"gain over ridge, paired: {difference(gain)}")
-        lines += mark_lines(first["marks"].get(target, {}))
+        there = {metric for metric, value in first["targets"][target].items() if value is not None}
+        marks = first["marks"].get(target, {})
+        lines += regret_lines(summaries, target)
+        lines += mark_lines({metric: reason for metric, reason in marks.items() if metric in there})
     return lines + curve_lines(summaries) + survival_lines(summaries) + head_lines(summaries)
 
 
@@ -101,8 +105,18 @@ def survival_lines(summaries: Mapping[str, Summary]) -> list[str]:
         whose = f"{name}: " if len(summaries) > 1 else ""
         for kind in next(iter(tasks.values()), {}):
             title = f"{whose}accuracy of {kind} probes on test, teacher -> converted (* less, paired, 95%)"
-            lines += ["", title, "", survival_table(summary, kind)]
+            lines += ["", title, "", survival_table(summary, kind), *agreement_lines(summary, kind)]
     return lines
+
+
+def agreement_lines(summary: Summary, kind: str) -> list[str]:
+    """How often the teacher's own probe answers alike on both tokens, beyond chance: one line for all targets."""
+    found = {target: [task[kind]["kappa"] for task in tasks.values()] for target, tasks in summary["probes"].items()}
+    means = {
+        target: fmean(known) for target, at in found.items() if (known := [each for each in at if each is not None])
+    }
+    told = ", ".join(f"{target} {number(value, 2)}" for target, value in means.items())
+    return [f"agreement of the teacher's probe with itself (kappa, mean over tasks): {told}"] if told else []
 
 
 def survival_table(summary: Summary, kind: str) -> str:
@@ -129,6 +143,18 @@ def cost_line(cost: Mapping[str, Any]) -> str:
 
 def measured(cost: Mapping[str, Any]) -> str:
     return f"{cost['device']}, {cost['threads']} threads, fp32, batch 1, all targets"
+
+
+def regret_lines(summaries: Mapping[str, Summary], target: str) -> list[str]:
+    """On an oracle, what every contestant and floor leaves of the best R2."""
+    lines = []
+    for name, summary in summaries.items():
+        if told := summary.get("oracle"):
+            found, who = told["regret"][target], summary["family"] if len(summaries) == 1 else name
+            best = f"{who}: regret (1 - R2) / (1 - R2 of Bayes, {number(told['bayes_r2'])}) is {difference(found)}"
+            floors = [f"{floor} {number(at[target], 2)}" for floor, at in told["floors"].items() if target in at]
+            lines.append(f"{best}; floors: {', '.join(floors)}")
+    return lines
 
 
 def mark_lines(marks: Mapping[str, str]) -> list[str]:

@@ -18,17 +18,16 @@ from distill.compensation import Asked
 from distill.deficiency import Dials
 from distill.demands import check_store
 from distill.engine import Engine, choose_precision, load_parameters
-from distill.evaluate import finite
-from distill.floors import MAIN, Floors
+from distill.floors import Floors
 from distill.naming import named
 from distill.objective import TERMS, Objective
+from distill.oracle_store import make_oracle, oracle_features, reached
 from distill.report import end_table, model_card
 from distill.resume import States, flatten, resume_point, saver
 from distill.runfolder import RunFolder, timestamp
-from distill.selection import Choice, choose_weights, log_choices, validation_r2c
-from distill.spectrum import map_ranks
+from distill.selection import Choice, choose_weights, log_choices, logs
 from distill.summary import evaluate
-from distill.train import Learner, NotFinite, Report, Stopped, StopRequest, sampled_positions, train
+from distill.train import Learner, NotFinite, Stopped, StopRequest, sampled_positions, train
 from recipes.check import RecipeError
 from recipes.compose import load_recipe, to_yaml
 from recipes.contest import contestants, keyed_converters, run_base
@@ -76,7 +75,7 @@ def distill(recipe: Recipe, ranks: Ranks) -> dict[str, dict[str, Any]]:
     say(f"{recipe.recipe}: {ranks.world} rank(s) on {ranks.device}, {torch.get_num_threads()} threads each")
     folders, recipes = open_folders(recipe, ranks), contestants(recipe)
 
-    features = features_for(recipe, ranks, say=say)
+    features = drawn(recipe, ranks, say) if recipe.oracle else features_for(recipe, ranks, say=say)
     converters = build_converters(recipes, features)  # before the work, so that a wrong option costs nothing
     store = features.extract()
     check_store(store, probes=recipe.evaluate.probes, head=Asked(**asdict(recipe.head)), say=say)
@@ -84,13 +83,11 @@ def distill(recipe: Recipe, ranks: Ranks) -> dict[str, dict[str, Any]]:
     settings = {name: flatten(asdict(own)) | flatten(store.digests, "features.") for name, own in recipes.items()}
     start, states = resume_point(folders, settings, resume=recipe.train.resume == "auto")
     for name, folder in folders.items():
-        folder.rewind(start)
+        folder.rewind(start, events=recipe.run.tensorboard)
         folder.write("recipe.yaml", to_yaml(recipes[name]))
 
-    deficient = [name for name, own in recipes.items() if own.deficiency]
-    floors = Floors(
-        converters, store, asked=recipe.evaluate.floors, seed=recipe.train.seed, ranks=ranks, deficient=deficient
-    )
+    asked, deficient = recipe.evaluate.floors, [name for name, own in recipes.items() if own.deficiency]
+    floors = Floors(converters, store, asked=asked, seed=recipe.train.seed, ranks=ranks, deficient=deficient)
     learners = build_learners(recipes, floors, states, ranks)
     save = saver(learners, floors, folders, settings, ranks)
     try:
@@ -100,7 +97,10 @@ def distill(recipe: Recipe, ranks: Ranks) -> dict[str, dict[str, Any]]:
         say(f"{stopped}; continue with the same command and train.resume=auto run.name={name}")
         raise
 
-    summaries = summarise_all(recipes, floors, chosen, ranks)
+    summaries = summarise_all(recipes, floors, chosen, folders, ranks)
+    for name, summary in summaries.items() if recipe.oracle else ():
+        oracle = make_oracle(asdict(recipe.oracle), seed=recipe.data.seed)
+        summary["oracle"] = reached(summary, oracle, dials=deficiency_of(recipes[name]))
     if ranks.main:
         for name, folder in folders.items():
             converters[name].cpu().save(folder.bundle, card=model_card(summaries[name], store))
@@ -116,6 +116,21 @@ def open_folders(recipe: Recipe, ranks: Ranks) -> dict[str, RunFolder]:
     path, resume = run_base(recipe) / ranks.text(recipe.run.name or timestamp()), recipe.train.resume == "auto"
     parts = {name: name if recipe.contest else None for name in contestants(recipe)}
     return {name: RunFolder.open(path, part=part, resume=resume, ranks=ranks) for name, part in parts.items()}
+
+
+def drawn(recipe: Recipe, ranks: Ranks, say: Callable[[str], None]) -> Stored:
+    """The features of a recipe that names an oracle."""
+    return oracle_features(
+        asdict(recipe.oracle),  # type: ignore[call-overload]
+        path=recipe.store.path,
+        clips=recipe.data.clips,
+        seed=recipe.data.seed,
+        codec=recipe.store.codec,
+        target=next(iter(recipe.targets)),
+        floors=recipe.evaluate.floors,
+        ranks=ranks,
+        say=say,
+    )
 
 
 def build_converters(recipes: Mapping[str, Recipe], features: Features | Stored) -> dict[str, Converter]:
@@ -184,7 +199,8 @@ def train_converters(
     """Trains all converters from one read of the data, and leaves each with the weights that are better on val. Returns
     by label which these were, and their r2c there."""
     recipe, store = next(iter(recipes.values())), floors.store
-    setting, (report, validate) = recipe.train, logs(recipes, floors, folders, ranks)
+    setting, deficient = recipe.train, [name for name, own in recipes.items() if own.deficiency]
+    report, validate = logs(floors, folders, queries=setting.queries, deficient=deficient, ranks=ranks)
     with read_batches(recipe, store, ranks) as reader, StopRequest() as asked_to_stop:
         train(
             learners,
@@ -203,26 +219,6 @@ def train_converters(
     chosen = choose_weights(learners, floors.trained, store, queries=setting.queries, ranks=ranks)
     log_choices(chosen, floors, folders, step=setting.steps, ranks=ranks)
     return chosen
-
-
-def logs(
-    recipes: Mapping[str, Recipe], floors: Floors, folders: Mapping[str, RunFolder], ranks: Ranks
-) -> tuple[Report, Callable[[int], None]]:
-    """What takes down a step's losses, and what validates."""
-
-    def report(step: int, losses: dict[str, dict[str, float]]) -> None:
-        for name, folder in folders.items():
-            folder.log_losses(step, floors.part(name, losses), main=MAIN)
-
-    def validate(step: int) -> None:
-        queries = next(iter(recipes.values())).train.queries
-        found = validation_r2c(floors.contestants, floors.store, queries=queries, ranks=ranks)
-        for name, folder in folders.items():
-            folder.log_scores(step, "val", "r2c", finite(found[name]))
-            if recipes[name].deficiency:
-                folder.log_scores(step, "val", "map_rank", map_ranks(floors.contestants[name]))
-
-    return report, validate
 
 
 def read_batches(recipe: Recipe, store: FeatureStore, ranks: Ranks) -> BatchReader:
@@ -263,11 +259,16 @@ def build_engine(recipe: Recipe, objective: Objective, precision: str, ranks: Ra
 
 
 def summarise_all(
-    recipes: Mapping[str, Recipe], floors: Floors, chosen: Mapping[str, Choice], ranks: Ranks
+    recipes: Mapping[str, Recipe],
+    floors: Floors,
+    chosen: Mapping[str, Choice],
+    folders: Mapping[str, RunFolder],
+    ranks: Ranks,
 ) -> dict[str, dict[str, Any]]:
     """The summary of every contestant, with what its recipe alone knows."""
     first = next(iter(recipes.values()))
-    about = {name: {"recipe": recipe.recipe, "weights": recipe.backbones.weights} for name, recipe in recipes.items()}
+    weights = "oracle" if first.oracle else first.backbones.weights
+    about = {name: {"recipe": recipe.recipe, "weights": weights} for name, recipe in recipes.items()}
     return evaluate(
         floors,
         chosen,
@@ -278,21 +279,21 @@ def summarise_all(
         probes=first.evaluate.probes,
         dials={name: deficiency_of(recipe) for name, recipe in recipes.items()},
         head=Asked(**asdict(first.head)),
+        folders=folders,
     )
 
 
 def unknown_names(recipe: Recipe) -> list[str]:
     """What only the registries know to be wrong with a recipe."""
-    problems = []
-    for key, converter in keyed_converters(recipe).items():
-        if converter.family not in list_converters():
-            families = ", ".join(list_converters())
-            problems.append(f"{key}.family: {converter.family!r} is no family; there are {families}")
-    for key, spec in {"student": recipe.student, **{f"targets.{n}": t for n, t in recipe.targets.items()}}.items():
-        if recipe.data.source != "store" and spec.backbone not in list_backbones():
-            backbones = ", ".join(list_backbones())
-            problems.append(f"{key}.backbone: {spec.backbone!r} is no backbone; there are {backbones}")
-    return problems
+    asked = {f"{key}.family": (at.family, list_converters()) for key, at in keyed_converters(recipe).items()}
+    if recipe.data.source not in ("store", "oracle"):  # those have columns without a backbone
+        models = {"student": recipe.student, **{f"targets.{name}": at for name, at in recipe.targets.items()}}
+        asked |= {f"{key}.backbone": (at.backbone, list_backbones()) for key, at in models.items()}
+    return [
+        f"{key}: {name!r} is no {key.rpartition('.')[2]}; there are {', '.join(known)}"
+        for key, (name, known) in asked.items()
+        if name not in known
+    ]
 
 
 if __name__ == "__main__":

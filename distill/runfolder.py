@@ -1,10 +1,9 @@
-"""The folder that a run writes: recipe, metrics, checkpoints, summary, bundle."""
+"""The folder that a run writes: recipe, metrics, events, checkpoints, summary, where it is wrong, bundle."""
 
 from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,16 +11,16 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
 
-import xxhash
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save
 from torch import Tensor
 
-from shards.disk import commit, sync_folder, write_atomically
+from distill.checkpoint import Checkpoint, checkpoint_name, read_checkpoint, write_checkpoint
+from distill.events import Events
+from shards.disk import commit, write_atomically
 from shards.ranks import Ranks
 
 KEPT_CHECKPOINTS = 2
-Checkpoint = tuple[dict[str, Any], dict[str, dict[str, Tensor]]]  # record, {learner: state}
 log = logging.getLogger(__name__)
 
 
@@ -34,6 +33,7 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
         self.bundle = path / "bundle"
         self._journal: TextIO | None = None
+        self._events: Events | None = None
 
     @classmethod
     def open(cls, path: Path, *, part: str | None = None, resume: bool, ranks: Ranks) -> RunFolder:
@@ -75,6 +75,8 @@ class RunFolder:
         if self._journal is None:
             self._journal = open(self.metrics, "a", encoding="utf-8", buffering=1)  # noqa: SIM115 - as long as the run
         self._journal.write(json.dumps(line) + "\n")
+        if self._events is not None:
+            self._events.add(line)
 
     def log_losses(self, step: int, losses: Mapping[str, Mapping[str, float]], *, main: str) -> None:
         """{learner: {"loss" or "target/term": value}}: the main learner's loss and terms, the others' losses under a
@@ -105,9 +107,13 @@ class RunFolder:
         if self._journal is not None:
             self._journal.close()
             self._journal = None
+        if self._events is not None:
+            self._events.close()
+            self._events = None
 
-    def rewind(self, step: int) -> None:
-        """Drops half lines and whatever lies past the checkpoint of `step`: a resumed run writes it again."""
+    def rewind(self, step: int, *, events: bool = False) -> None:
+        """Drops half lines and whatever lies past the checkpoint of `step`: a resumed run writes it again. events: what
+        is logged from here on goes to TensorBoard's files in `tensorboard/`, too."""
         if not self.writes:
             return
         self.close()
@@ -119,6 +125,8 @@ class RunFolder:
         for damaged in self.saved():
             if damaged.name > checkpoint_name(step):
                 shutil.rmtree(damaged)
+        if events:
+            self._events = Events(self.path / "tensorboard", purge=step + 1)
 
     # --- JSON and text
 
@@ -128,6 +136,12 @@ class RunFolder:
             return
         text = content if isinstance(content, str) else json.dumps(content, indent=2) + "\n"
         write_atomically(self.path / name, [text.encode()])
+
+    def write_where(self, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
+        """where.safetensors, then where.json: the latter is there only with the former."""
+        if self.writes:
+            write_atomically(self.path / "where.safetensors", [save(dict(tensors))])
+            self.write("where.json", record)
 
     # --- checkpoints
 
@@ -233,47 +247,6 @@ def whole_steps(folder: RunFolder) -> list[int]:
         with suppress(OSError, ValueError, SafetensorError):
             steps.append(read_checkpoint(path)[0]["step"])
     return steps
-
-
-def checkpoint_name(step: int) -> str:
-    """The names sort as the steps do."""
-    return f"step-{step:08d}"
-
-
-def write_checkpoint(folder: Path, states: Mapping[str, Mapping[str, Tensor]], record: Mapping[str, Any]) -> None:
-    """Writes the files of a checkpoint, synced. The record holds a checksum of every learner's."""
-    checksums = {}
-    for name, state in states.items():
-        save_file(dict(state), folder / f"{name}.safetensors")
-        checksums[name] = checksum(folder / f"{name}.safetensors")
-    (folder / "record.json").write_text(json.dumps({**record, "learners": checksums}, indent=2))
-    for file in folder.iterdir():
-        with open(file, "rb") as opened:
-            os.fsync(opened.fileno())
-    sync_folder(folder)
-
-
-def read_checkpoint(folder: Path) -> Checkpoint:
-    """(record, {learner: state}). Raises OSError, ValueError or SafetensorError where it is not as it was written."""
-    record = json.loads((folder / "record.json").read_text())
-    if not isinstance(record, dict) or {"step", "settings", "learners"} - set(record):
-        raise ValueError("record.json lacks step, settings or learners")
-    states = {}
-    for name, expected in record["learners"].items():
-        file = folder / f"{name}.safetensors"
-        if checksum(file) != expected:
-            raise ValueError(f"{file.name} does not have the checksum of record.json")
-        states[name] = load_file(file)
-    return record, states
-
-
-def checksum(path: Path) -> str:
-    """xxh3 of a file, a few megabytes at a time."""
-    digest = xxhash.xxh3_64()
-    with open(path, "rb") as file:
-        while piece := file.read(2**22):
-            digest.update(piece)
-    return digest.hexdigest()
 
 
 def read_metrics(path: Path) -> Iterator[dict[str, Any]]:

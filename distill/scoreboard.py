@@ -1,6 +1,6 @@
-"""Command: runs -> a table of runs x targets, with floors as rows and what each run costs.
+"""Command: runs -> a table of runs x targets, with floors and references as rows, and what each run costs.
 
-python -m distill.scoreboard RUN [RUN ...]             # each run for itself
+python -m distill.scoreboard RUN [RUN ...]             # each run for itself; --csv, --markdown or --latex for documents
 python -m distill.scoreboard --seeds RUN [RUN ...]     # those of one recipe and several seeds as one, in full
 """
 
@@ -15,9 +15,10 @@ from typing import Any
 
 from distill.report import comparison
 from distill.seeds import by_recipe, one_of
-from distill.table import COST, cost_cells, format_table, number
+from distill.table import COST, FORMATS, Cell, Row, cost_values, number
 
 MUST_AGREE = ("split", "view", "data", "normaliser")
+LOWER_IS_BETTER = ("nmse", "smooth_l1")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -26,37 +27,55 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run folder (it holds summary.json)")
     parser.add_argument("--seeds", action="store_true", help="means over runs that differ in train.seed alone, in full")
     parser.add_argument("--metric", default="r2c", help="which metric to show (default: r2c)")
+    formats = parser.add_mutually_exclusive_group()
+    formats.add_argument("--csv", action="store_const", const="csv", dest="format", help="unrounded, the best unmarked")
+    formats.add_argument("--markdown", action="store_const", const="markdown", dest="format")
+    formats.add_argument("--latex", action="store_const", const="latex", dest="format", help="a tabular with booktabs")
     arguments = parser.parse_args(argv)
+    if arguments.seeds and arguments.format:
+        parser.error(f"--seeds prints what a run says at its end, as text alone; leave --{arguments.format} out")
     try:
         if arguments.seeds:
             print(seeds_board(arguments.runs))
         else:
-            print(scoreboard(arguments.runs, metric=arguments.metric))
+            print(scoreboard(arguments.runs, metric=arguments.metric, style=arguments.format or "text"))
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
 
 
-def scoreboard(runs: Sequence[Path], *, metric: str = "r2c") -> str:
+def scoreboard(runs: Sequence[Path], *, metric: str = "r2c", style: str = "text") -> str:
     """The table. Raises ValueError where runs cannot be compared, naming what differs, or a metric is unknown."""
     summaries = {str(run): read_summary(run) for run in runs}
-    for target in sorted({target for summary in summaries.values() for target in summary["targets"]}):
-        check_comparable({run: found for run, found in summaries.items() if target in found["targets"]}, target)
     targets = sorted({target for summary in summaries.values() for target in summary["targets"]})
+    for target in targets:
+        check_comparable({run: found for run, found in summaries.items() if target in found["targets"]}, target)
     known = sorted({name for summary in summaries.values() for found in summary["targets"].values() for name in found})
     if metric not in known:
         raise ValueError(f"no run has the metric {metric!r}; there are {', '.join(known)}")
-    values = {t: [s["targets"][t].get(metric) for s in summaries.values() if t in s["targets"]] for t in targets}
-    best = {target: best_of(found, metric) for target, found in values.items()}
+
+    def values(by_target: dict[str, Any]) -> list[float | None]:
+        return [by_target.get(target, {}).get(metric) for target in targets]
+
+    ours = [[*values(summary["targets"]), *cost_values(summary["cost"])] for summary in summaries.values()]
+    lower = [metric in LOWER_IS_BETTER] * len(targets) + [True] * len(COST)
+    best = [best_of(column, lower=low) for column, low in zip(zip(*ours, strict=True), lower, strict=True)]
+    digits = [3] * len(targets) + list(COST.values())
     rows = []
-    for run, summary in summaries.items():
-        cells = [cell(summary["targets"].get(target, {}).get(metric), best[target]) for target in targets]
-        rows.append([f"{run} ({summary['family']})", *cells, *cost_cells(summary["cost"])])
-        for floor, found in summary["floors"].items():
-            cells = [cell(found.get(target, {}).get(metric)) if target in found else "" for target in targets]
-            rows.append([f"    {floor}", *cells, "", "", ""])
-    return format_table([f"{metric} on test", *targets, *COST], rows) + "\n* best run of the column"
+    for (run, summary), row in zip(summaries.items(), ours, strict=True):
+        cells = [
+            Cell(value, number(value, places), value is not None and value == top)
+            for value, top, places in zip(row, best, digits, strict=True)
+        ]
+        rows.append(Row(f"{run} ({summary['family']})", cells))
+        references = {f"{name} (reference)": found for name, found in summary.get("references", {}).items()}
+        beside = summary["floors"] | references
+        for name, found in beside.items():
+            there = zip(targets, values(found), strict=True)
+            cells = [Cell(value, number(value) if target in found else "") for target, value in there]
+            rows.append(Row(name, cells + [Cell(None, "")] * len(COST), below=True))
+    return FORMATS[style]([f"{metric} on test", *targets, *COST], rows)
 
 
 def seeds_board(runs: Sequence[Path]) -> str:
@@ -96,28 +115,38 @@ def read_summary(run: Path) -> dict[str, Any]:
 
 
 def check_comparable(summaries: dict[str, dict[str, Any]], target: str) -> None:
-    """Raises ValueError where runs on one target were scored on other clips or in another space."""
+    """Raises ValueError where runs on one target were scored on other clips or in another space, naming all that
+    differs. Runs of other sets of targets are held against each other by the space of this one."""
     (first, reference), *others = summaries.items()
     for run, summary in others:
-        for name in MUST_AGREE:
-            ours, theirs = reference["digests"].get(name), summary["digests"].get(name)
-            alone = set(summary["targets"]) == set(reference["targets"])
-            if ours != theirs and (name != "normaliser" or alone):
-                raise ValueError(
-                    f"{first} and {run} cannot be compared on {target}: their {name} differs "
-                    f"({str(ours)[:12]} and {str(theirs)[:12]}); give runs on the same data and view"
-                )
+        digests = [at["digests"] | {"normaliser": space_of(at, target)} for at in (reference, summary)]
+        alone = set(summary["targets"]) == set(reference["targets"])
+        if not alone and not all("spaces" in at for at in (reference, summary)):
+            raise ValueError(
+                f"{first} and {run} cannot be compared on {target}: one of them does not say in which space it scored "
+                "this target alone; evaluate it again, or give runs of the same targets"
+            )
+        differ = [
+            f"their {name} differs ({str(ours)[:12]} and {str(theirs)[:12]})"
+            for name in MUST_AGREE
+            if (ours := digests[0].get(name)) != (theirs := digests[1].get(name))
+        ]
+        if differ:
+            raise ValueError(
+                f"{first} and {run} cannot be compared on {target}: {', '.join(differ)}; give runs on the same data "
+                "and view"
+            )
 
 
-def best_of(values: Sequence[float | None], metric: str) -> float | None:
+def space_of(summary: dict[str, Any], target: str) -> str | None:
+    """The digest of the space in which a target was scored: its own, or in older summaries that of all together."""
+    return summary.get("spaces", {}).get(target) or summary["digests"].get("normaliser")
+
+
+def best_of(values: Sequence[float | None], *, lower: bool) -> float | None:
     """The best value; None where there is nothing to compare."""
     found = [value for value in values if value is not None]
-    lower_is_better = metric in ("nmse", "smooth_l1")
-    return (min(found) if lower_is_better else max(found)) if len(found) > 1 else None
-
-
-def cell(value: float | None, best: float | None = None) -> str:
-    return number(value) + ("*" if value is not None and value == best else "")
+    return (min(found) if lower else max(found)) if len(found) > 1 else None
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""What is chosen after training, on val only: the last weights of a learner or their average."""
+"""What is taken down while training, and what is chosen after it, on val only: the last weights or their average."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -13,7 +13,8 @@ from converters.resample import stratified
 from distill.evaluate import Candidate, finite, score
 from distill.floors import MAIN, Floors
 from distill.runfolder import RunFolder
-from distill.train import Learner
+from distill.spectrum import map_ranks
+from distill.train import Learner, Report
 from shards.ranks import Ranks
 from shards.store import FeatureStore
 
@@ -79,3 +80,27 @@ def log_choices(
             folder.log_scores(step, "val", "r2c", finite(choice.r2c), converter=learner, weights=choice.weights)
     if ranks.main:
         print(*(f"{name}: {choice.weights} weights, chosen on val" for name, choice in chosen.items()), sep="\n")
+
+
+def logs(
+    floors: Floors,
+    folders: Mapping[str, RunFolder],
+    *,
+    queries: int | None,
+    deficient: Collection[str],
+    ranks: Ranks,
+) -> tuple[Report, Callable[[int], None]]:
+    """What takes down a step's losses, and what validates. deficient: contestants whose maps' ranks are followed."""
+
+    def report(step: int, losses: dict[str, dict[str, float]]) -> None:
+        for name, folder in folders.items():
+            folder.log_losses(step, floors.part(name, losses), main=MAIN)
+
+    def validate(step: int) -> None:
+        found = validation_r2c(floors.contestants, floors.store, queries=queries, ranks=ranks)
+        for name, folder in folders.items():
+            folder.log_scores(step, "val", "r2c", finite(found[name]))
+            if name in deficient:
+                folder.log_scores(step, "val", "map_rank", map_ranks(floors.contestants[name]))
+
+    return report, validate

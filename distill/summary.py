@@ -5,17 +5,24 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
+
+from converters.converter import Converter
 from distill.compensation import Asked, Heads, compensate
-from distill.cost import measure_cost
+from distill.cost import measure_cost, stored_bytes
 from distill.deficiency import Dials
 from distill.evaluate import finite, score, space_digest, summarise
 from distill.floors import MAIN, Floors
 from distill.naming import MASKED
+from distill.runfolder import RunFolder
 from distill.selection import Choice
-from distill.survival import survival
+from distill.spectrum import rank_recovery
+from distill.survival import Survival, mean_kappa, survival
 from distill.twins import blinded, deficiencies, with_masks
+from distill.where import look
+from shards.column import STUDENT
 from shards.ranks import Ranks
-from shards.store import SPLITS
+from shards.store import SPLITS, FeatureStore
 
 
 def evaluate(
@@ -29,6 +36,7 @@ def evaluate(
     probes: Sequence[str],
     dials: Mapping[str, Dials | None],
     head: Asked,
+    folders: Mapping[str, RunFolder],
 ) -> dict[str, dict[str, Any]]:
     """summary.json of every contestant: the converter beside its floors on the test clips, its lead over the others,
     which factors survive in its tokens, what heads tell from them, what was chosen on val, its cost, and what it all
@@ -36,6 +44,7 @@ def evaluate(
 
     about: contestant -> entries that the caller adds. probes: kinds of them, see distill.survival. dials: what every
     contestant is deprived of; where one is, what that left is measured of all. head: see distill.compensation.
+    folders: each takes where its contestant is wrong.
     """
     store, contestants, test = floors.store, floors.contestants, floors.store.indices("test")
     groups = [store.groups[index] for index in test]
@@ -43,12 +52,16 @@ def evaluate(
     scores = score(store, test, candidates, ranks=ranks, cka_positions=cka_positions, task="evaluate on test")
     told = survival(store, contestants, kinds=probes, resamples=resamples, seed=floors.seed, ranks=ranks)
     deprived = deficiencies(floors, dials, scores, groups=groups, resamples=resamples)
+    recovered = recoveries(floors, deprived)
     heads = tell_heads(floors, dials, head, resamples=resamples, ranks=ranks)
     clips = {split: len(store.indices(split)) for split in SPLITS} | {"refused": len(store.refused)}
     summaries = {}
     for name, converter in contestants.items():
         own, rivals = floors.part(name, scores), {other: scores[other] for other in contestants if other != name}
         found = summarise(own, converter=MAIN, groups=groups, resamples=resamples, rivals=rivals)
+        add_scores(found["targets"], told[name], recovered[name])
+        if ranks.main:
+            folders[name].write_where(*look(floors, name, own))
         summaries[name] = {
             **found,
             **about[name],
@@ -56,10 +69,10 @@ def evaluate(
             "chosen": {"weights": chosen[name].weights, "r2c": finite(chosen[name].r2c)},
             "probes": told[name],
             "deficiency": deprived[name],
-            "cost": measure_cost(converter, device=ranks.device),
+            "rank_recovery": recovered[name],
             "head": with_mask_on(name, heads),
             "clips": clips,
-            "digests": store.digests | {"normaliser": space_digest(store, converter.targets)},
+            **rests_on(converter, store, device=ranks.device),
         }
     return summaries
 
@@ -72,6 +85,34 @@ def tell_heads(
     read = {**floors.contestants, **hidden, **{twin: floors.trained[twin] for twin in twins.values()}}
     twins |= {name + MASKED: twin for name, twin in twins.items() if name + MASKED in hidden}
     return compensate(floors.store, read, asked, twins=twins, resamples=resamples, seed=floors.seed, ranks=ranks)
+
+
+def rests_on(converter: Converter, store: FeatureStore, *, device: torch.device) -> dict[str, Any]:
+    """What a converter costs, and what identifies the data and the spaces in which it is scored."""
+    return {
+        "cost": measure_cost(converter, device=device) | {"bytes_read": stored_bytes(store.columns[STUDENT])},
+        "digests": store.digests | {"normaliser": space_digest(store, converter.targets)},
+        "spaces": {target: space_digest(store, [target]) for target in converter.targets},
+    }
+
+
+def add_scores(targets: dict[str, dict[str, Any]], told: Survival, recovered: Mapping[str, Mapping[str, Any]]) -> None:
+    """Puts beside a contestant's metrics what came of other passes over the clips."""
+    for target, kappa in mean_kappa(told).items():
+        targets[target]["probe_agreement"] = kappa
+    for target, recovery in recovered.items():
+        targets[target]["rank_recovery"] = recovery["k"]
+
+
+def recoveries(floors: Floors, deprived: Mapping[str, Mapping[str, Any] | None]) -> dict[str, dict[str, Any]]:
+    """By contestant and target how many of the teacher's components are recovered; what deficiencies have measured is
+    not measured again."""
+    known = {name: found["targets"] for name, found in deprived.items() if found}
+    rest = {name: converter for name, converter in floors.contestants.items() if name not in known}
+    fresh = rank_recovery(floors.store, rest, seed=floors.seed, ranks=floors.ranks) if rest else {}
+    return fresh | {
+        name: {target: at["rank_recovery"] for target, at in targets.items()} for name, targets in known.items()
+    }
 
 
 def with_mask_on(name: str, heads: Mapping[str, Heads | None]) -> Heads | None:

@@ -2,9 +2,9 @@
 
 Every probe is fitted on train, chosen on val and scored on test. The student's and the teachers' are fitted once, and
 serve all contestants. Converted tokens are read twice: by a probe of their own, which says what they hold, and by the
-teacher's, which says whether it lies where the teacher has it.
+teacher's, which says whether it lies where the teacher has it, and whether it answers as on the teacher's own tokens.
 
-Axes: n test clips, r resamples.
+Axes: n test clips, k tasks, c classes, r resamples.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -43,12 +44,14 @@ def survival(
     ranks: Ranks,
 ) -> dict[str, Survival]:
     """contestant -> target -> task -> kind of probe -> {student, teacher, converted, converted_by_teacher_probe,
-    difference, chance, clips}.
+    difference, chance, clips, corrected, agreement, kappa, kl}.
 
     The first four are accuracies on test, with a 95% interval by bootstrap over groups; `difference` is converted minus
     teacher, on the same clips and resamples; `chance` is the accuracy of naming train's most frequent class; `clips`
-    are the test clips that have a label. The intervals are over clips, not over seeds of the probes. contestants: of
-    the same targets, on the ranks' device.
+    are the test clips that have a label; `corrected` has the four accuracies as (accuracy - chance) / (1 - chance). The
+    last three hold the teacher's probe on converted tokens against itself on the teacher's own, over all test clips:
+    see `agreement`. The intervals are over clips, not over seeds of the probes. contestants: of the same targets, on
+    the ranks' device.
 
     Rank 0 does all of it while the others wait; where it fails, they raise FailedElsewhere. All return the same.
     """
@@ -65,10 +68,11 @@ def survival(
 
 @dataclass(frozen=True)
 class _Readers:
-    """The probes of every kind on one set of tokens, and what they tell on test."""
+    """The probes of every kind on one set of tokens, what they tell on test, and their logits (n k c) there."""
 
     probes: dict[str, Probe]
     hits: Hits
+    logits: dict[str, Tensor]
 
 
 class _Examination:
@@ -101,9 +105,13 @@ class _Examination:
         for target, teacher in teachers.items():
             sources = opened.pop(target)  # so that its memory goes with it
             converted = self._fit(f"{name}'s {target}", sources, converter.targets[target])
-            crossed = {kind: probe.hits(sources["test"], self.labels)[0] for kind, probe in teacher.probes.items()}
-            hits = {"student": student.hits, "teacher": teacher.hits, "converted": converted.hits}
-            found[target] = self._compare(hits | {"converted_by_teacher_probe": crossed})
+            crossed, hits = self._read(teacher.probes, sources["test"])
+            told = {"student": student.hits, "teacher": teacher.hits, "converted": converted.hits}
+            found[target] = self._compare(told | {"converted_by_teacher_probe": hits})
+            for kind, logits in crossed.items():
+                for place, task in enumerate(self.labels):
+                    own, other = teacher.logits[kind][:, place], logits[:, place]
+                    found[target][task][kind] |= agreement(own, other, self.weights)
         return found
 
     def _column(self, name: str) -> _Readers:
@@ -113,7 +121,7 @@ class _Examination:
         return open_sources(self.store, columns, converter=converter, seed=self.seed, device=self.device)
 
     def _fit(self, name: str, sources: Mapping[str, Source], layout: TokenLayout) -> _Readers:
-        probes, hits = {}, {}
+        probes = {}
         for kind in self.kinds:
             with named(f"{kind} probe of {name}"):
                 probes[kind] = fit_probe(
@@ -125,9 +133,15 @@ class _Examination:
                     generator=torch.Generator().manual_seed(self.seed),
                     device=self.device,
                 )
-                hits[kind] = probes[kind].hits(sources["test"], self.labels)[0]
             self.bar.update()
-        return _Readers(probes, hits)
+        logits, hits = self._read(probes, sources["test"])
+        return _Readers(probes, hits, logits)
+
+    def _read(self, probes: Mapping[str, Probe], test: Source) -> tuple[dict[str, Tensor], Hits]:
+        """By kind the logits on test (n k c), and what of them is right."""
+        read = {kind: probe.read(test) for kind, probe in probes.items()}
+        hits = {kind: probes[kind].right(*found, self.labels) for kind, found in read.items()}
+        return {kind: logits for kind, (logits, _) in read.items()}, hits
 
     def _compare(self, hits: Mapping[str, Hits]) -> dict[str, dict[str, Any]]:
         """task -> kind -> the numbers of one target. hits: of student, teacher and both readings of the converted."""
@@ -136,10 +150,12 @@ class _Examination:
             for kind in self.kinds:
                 told = {tokens: by_kind[kind][task] for tokens, by_kind in hits.items()}
                 accuracies: dict[str, Any] = {tokens: accuracy(right, self.weights) for tokens, right in told.items()}
+                chance = float(self.chance[task].nanmean())
                 found[task][kind] = accuracies | {
                     "difference": accuracy(told["converted"] - told["teacher"], self.weights),
-                    "chance": float(self.chance[task].nanmean()),
+                    "chance": chance,
                     "clips": int((~told["teacher"].isnan()).sum()),
+                    "corrected": {name: corrected(at["value"], chance) for name, at in accuracies.items()},
                 }
         return found
 
@@ -150,7 +166,7 @@ class _Examination:
         return (test == named_always).double().masked_fill(test < 0, torch.nan)
 
 
-def accuracy(right: Tensor, weights: Tensor) -> dict[str, float | None]:
+def accuracy(right: Tensor, weights: Tensor) -> dict[str, Any]:
     """Mean of (n,), or of a difference of two of them, over the clips that have a label, with its 95% interval.
 
     weights: (r n), see group_weights. A resample without a labelled clip is left out.
@@ -158,6 +174,36 @@ def accuracy(right: Tensor, weights: Tensor) -> dict[str, float | None]:
     counted = weights * ~right.isnan()
     low, high = interval(counted @ right.nan_to_num() / counted.sum(1))
     return {"value": float(right.nanmean()), "low": number_or_none(low), "high": number_or_none(high)}
+
+
+def corrected(value: float, chance: float) -> float | None:
+    """What is told beyond chance, of what could be: 0 at chance, 1 at all; None where chance tells all."""
+    return (value - chance) / (1 - chance) if chance < 1 else None
+
+
+def agreement(own: Tensor, other: Tensor, weights: Tensor) -> dict[str, Any]:
+    """One probe's answers on the teacher's tokens and on converted ones, logits (n c), -inf for classes it never had.
+
+    agreement: share of clips of the same top-1 answer, with its interval. kappa: the same beyond what two readers of
+    these frequencies share by chance (Cohen 1960). kl: mean KL of its answer on converted tokens from that on the
+    teacher's own, in nats.
+    """
+    said = [logits.argmax(1) for logits in (own, other)]
+    shares = [torch.bincount(answers, minlength=own.shape[1]).double() / len(own) for answers in said]
+    same = accuracy((said[0] == said[1]).double(), weights)
+    logs = [logits.double().log_softmax(1) for logits in (own, other)]
+    kl = (logs[0].exp() * (logs[0] - logs[1])).nan_to_num(0).sum(1).mean()
+    return {"agreement": same, "kappa": corrected(same["value"], float(shares[0] @ shares[1])), "kl": float(kl)}
+
+
+def mean_kappa(found: Survival) -> dict[str, float]:
+    """target -> probe_agreement: the mean kappa over its tasks and kinds, those left out that have none."""
+    means = {}
+    for target, tasks in found.items():
+        values = [kinds["kappa"] for task in tasks.values() for kinds in task.values() if kinds["kappa"] is not None]
+        if values:
+            means[target] = fmean(values)
+    return means
 
 
 def check_tasks(store: FeatureStore, kinds: Sequence[str], say: Callable[[str], None]) -> None:

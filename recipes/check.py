@@ -21,7 +21,7 @@ from recipes.keys import NAMED, hint, paths, whole_entries
 from recipes.schema import Data, Deficiency, Floor, Head, Recipe
 
 WEIGHTS = ("standin", "pretrained", "miniature")  # anything else is a folder
-NEEDS = {"demo": (), "world": (), "folder": ("root",), "csv": ("csv",), "webdataset": ("tars",), "store": ()}
+NEEDS = {"folder": ("root",), "csv": ("csv",), "webdataset": ("tars",)}
 READS = {
     "demo": (),
     "world": ("split", "difficulty"),
@@ -29,6 +29,7 @@ READS = {
     "csv": ("csv", "root"),
     "webdataset": ("tars",),
     "store": (),
+    "oracle": (),
 }
 LOW_RANK, MASKING = ("nuclear", "rank"), ("ratio", "entropy", "entropy_target")
 JACOBIAN = ("jacobian", "every", "directions", "outputs")
@@ -156,7 +157,7 @@ def _check_data(recipe: Recipe) -> Iterator[str]:
     data = recipe.data
     defaults = {entry.name: entry.default for entry in fields(Data)}
     given = {key: value for key in sorted({*chain(*READS.values())}) if (value := getattr(data, key)) != defaults[key]}
-    for key in NEEDS[data.source]:
+    for key in NEEDS.get(data.source, ()):
         if key not in given:
             yield f"data.{key}: required with data={data.source}; give data.{key}=..."
     for key, value in given.items():
@@ -169,6 +170,13 @@ def _check_data(recipe: Recipe) -> Iterator[str]:
             yield f"data.csv={value}: no such file"
         elif key == "tars" and not re.search(r"[*?\[{]|::|://", value) and not Path(value).is_file():
             yield f"data.tars={value}: no such file"
+    if (data.source == "oracle") != (recipe.oracle is not None):
+        kind = recipe.oracle.kind if recipe.oracle else "null"
+        rule = "data=oracle and an oracle need each other; take recipe=oracle"
+        yield f"data={data.source} and oracle.kind={kind}: {rule}"
+    if data.source == "oracle" and "pixels" in recipe.evaluate.floors:
+        rest = ",".join(floor for floor in recipe.evaluate.floors if floor != "pixels")
+        yield f"evaluate.floors has pixels, and an oracle has none; set evaluate.floors=[{rest}]"
     if data.source == "store" and recipe.store.path is None:
         yield "store.path: required with data=store; give store.path=..."
     if "://" in (recipe.store.path or ""):

@@ -106,6 +106,7 @@ def describe(recipe: Recipe) -> str:
     families = ", ".join(f"{spec.family} (skip {spec.skip})" for spec in keyed_converters(recipe).values())
     rendered = dict.fromkeys(("demo", "world"), f"{data.clips} rendered clips")
     source = rendered | {"folder": data.root, "csv": data.csv, "webdataset": data.tars, "store": recipe.store.path}
+    source |= {"oracle": f"{data.clips} drawn clips of {recipe.oracle and recipe.oracle.kind}"}
     return "\n".join(
         [
             f"{recipe.recipe}: {recipe.student.backbone} -> {', '.join(recipe.targets)} by {families},"

@@ -29,24 +29,39 @@ class Run:
 
     dir: Text | None = None  # default: runs/<recipe>
     name: Text | None = None  # default: the time at which the run starts
+    tensorboard: bool = True  # whether what metrics.jsonl holds is written for TensorBoard, too
 
 
 @dataclass(config=strict, kw_only=True)
 class Data:
     """Which clips. `source` says which of the entries below count."""
 
-    source: Literal["demo", "world", "folder", "csv", "webdataset", "store"]
+    source: Literal["demo", "world", "folder", "csv", "webdataset", "store", "oracle"]
     root: Text | None = None  # folder: DIR/<class>/video; csv: what relative paths are relative to
     csv: Text | None = None  # path,label[,split,group,start,end,factor.NAME]
     tars: Text | None = None  # WebDataset tars of video files: a path, a glob or a brace pattern
-    clips: Count = 80  # demo, world: how many clips to render
-    seed: Seed = 0  # demo, world: which one
+    clips: Count = 80  # demo, world: how many clips to render; oracle: how many train clips to draw
+    seed: Seed = 0  # demo, world, oracle: which one
     split: Literal["combination", "random"] = "combination"  # world: what makes a test clip, unseen pairings or a hash
     difficulty: Share = 0.5  # world: how hard the object is to see
     clip_seconds: Positive = 2.0  # length of a clip where no start and end are given
     clips_per_video: Count = 1  # spread evenly over the video
     group: Text | None = None  # regular expression on the path; what it captures is the group. Default: the file
     max_refused: Share = 0.5  # share of clips that may be refused before the run stops
+
+
+@dataclass(config=strict, kw_only=True)
+class Oracle:
+    """A student and a teacher of known optimum (distill.oracles), which data=oracle draws."""
+
+    kind: Literal["field", "nonlinear", "routed", "retrieval"]
+    size: Literal["tiny", "medium"] = "tiny"
+    noise: NotNegative = 1.0  # of the student's tokens, in deviations of a field
+    decay: NotNegative | None = None  # the power of field n falls as n ** -decay; null: 0 in tiny, 1 in medium
+    degrees: list[Count] = field(default_factory=lambda: [2])  # nonlinear: of the Hermite polynomials
+    reach: NotNegative = 0.2  # routed: largest displacement, as a fraction of the view
+    val: Count = 100  # clips
+    test: Count = 500  # clips
 
 
 @dataclass(config=strict, kw_only=True)
@@ -204,6 +219,7 @@ class Recipe:
     train: Train = field(default_factory=Train)
     objective: Objective = field(default_factory=Objective)
     deficiency: Deficiency | None = None
+    oracle: Oracle | None = None
     engine: Engine = field(default_factory=Engine)
     evaluate: Evaluate = field(default_factory=Evaluate)
     head: Head = field(default_factory=Head)

@@ -36,6 +36,8 @@ def main(argv: list[str]) -> int:
         ranks = Ranks.join()
         if recipe.data.source == "store":
             raise ValueError("data=store has no videos to make features from; choose another data, or train with it")
+        if recipe.data.source == "oracle":
+            raise ValueError("data=oracle has no videos; the run itself draws its tokens: deepspeed distill/run.py")
         features = plan_features(recipe, ranks)
         store = features.extract()
         if ranks.main:

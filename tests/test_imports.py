@@ -38,11 +38,14 @@ OURS: list[tuple[tuple[str, ...], tuple[str, ...]]] = [
     (("teachers", "teachers.*"), ("teachers", "teachers.*")),
     (("shards.features",), ("shards", "shards.*", "teachers", "teachers.*", "recipes.schema")),
     (("shards", "shards.*"), ("shards", "shards.*", "teachers.layout")),
-    (("distill.losses", "distill.deficiency", "distill.head"), ("teachers.layout",)),
-    (("distill.metrics",), ("teachers.layout", "shards.ranks")),
+    (("distill.losses", "distill.deficiency", "distill.head", "distill.similarity"), ("teachers.layout",)),
+    (("distill.metrics",), ("distill.similarity", "teachers.layout", "shards.ranks")),
+    (("distill.fields",), ("teachers.layout",)),
+    (("distill.oracles",), ("distill.fields", "teachers.layout")),
+    (("distill.oracle_store",), ("distill.*", "shards", "shards.*", *JOINTS)),  # writes a store
     (("distill.objective",), ("distill.losses", "distill.deficiency", *JOINTS)),
     (("distill.train",), ("distill.engine", "distill.objective", *JOINTS)),
-    (("distill.evaluate",), ("distill.metrics", *JOINTS)),
+    (("distill.evaluate",), ("distill.metrics", "distill.similarity", *JOINTS)),
     (("distill", "distill.*"), ("distill", "distill.*", *JOINTS)),
 ]
 # Who alone may import a package from outside; nobody may import what has no one.

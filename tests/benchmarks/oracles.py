@@ -26,7 +26,8 @@ from converters import create_converter
 from converters.converter import Converter
 from converters.ridge import NormalEquations
 from distill.engine import parameter_groups
-from distill.oracles import MEDIUM, FieldOracle, NonlinearOracle, Oracle, RetrievalOracle, RoutedOracle
+from distill.fields import MEDIUM
+from distill.oracles import FieldOracle, NonlinearOracle, Oracle, RetrievalOracle, RoutedOracle
 
 HELD_OUT_SEED, HELD_OUT_CLIPS = 2026, 500  # drawn for no design and for no learning rate
 CHOICE_SEED, CHOICE_CLIPS, CHOICE_EVERY = 2027, 100, 100  # clips and steps by which weights are chosen on a finite set

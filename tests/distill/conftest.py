@@ -35,6 +35,7 @@ TINY = [
     "train.validate_every=5",
     "train.checkpoint_every=5",
     "evaluate.bootstrap=200",
+    "run.tensorboard=false",
 ]
 
 

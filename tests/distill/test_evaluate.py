@@ -10,7 +10,7 @@ import torch
 from converters import create_converter
 from distill.evaluate import Candidate, at, few_clips, finite, paired_gain, score, space_digest, summarise
 from distill.fit import set_normalisers
-from distill.metrics import CENTRED, METRICS, Alignment, Statistics, group_weights
+from distill.metrics import CENTRED, METRICS, SIMILARITIES, Alignment, Statistics, group_weights
 from shards.ranks import Ranks
 from shards.store import FeatureStore
 
@@ -111,7 +111,7 @@ def test_summary_has_every_metric_and_is_json(teacher: torch.Tensor) -> None:
     summary = summarise(scores, converter="converter", groups=["a", "b", "b"], resamples=50)
     assert set(summary["targets"]["x"]) == set(METRICS) and set(summary["floors"]) == {"mean"}
     assert summary["targets"]["x"]["cka"] is None  # three clips are too few
-    assert set(summary["intervals"]["x"]) == set(METRICS) - {"cka"}
+    assert set(summary["intervals"]["x"]) == set(METRICS) - set(SIMILARITIES)
     assert summary["gain"] == {} and summary["references"] == {} and summary["lead"] == {}
     assert summary["marks"]["x"]["r2c"] == "3 test clips, 8 needed"
     json.dumps(summary, allow_nan=False)
@@ -127,9 +127,17 @@ def test_the_lead_is_that_over_each_rival_on_the_same_clips(teacher: torch.Tenso
 
 
 def test_marks() -> None:
-    assert few_clips(8, 5) == {}
-    assert few_clips(7, 5) == {name: "7 test clips, 8 needed" for name in METRICS}
-    assert few_clips(8, 4)["r2c"] == "4 test groups, too few for an interval"
+    assert few_clips(100, 5, width=10) == {}
+    assert few_clips(99, 5, width=10) == {
+        "knn": "99 test clips, 100 needed",
+        "procrustes": "99 test clips, 100 needed",
+    }
+    few = dict.fromkeys(METRICS, "7 test clips, 8 needed")
+    assert few_clips(7, 5, width=2) == few | {
+        "knn": "7 test clips, 100 needed",
+        "procrustes": "7 test clips, 20 needed",
+    }
+    assert few_clips(8, 4, width=1)["r2c"] == "4 test groups, too few for an interval"
     assert finite({"a": float("nan"), "b": float("inf"), "c": 0.5}) == {"a": None, "b": None, "c": 0.5}
 
 

@@ -5,16 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from distill.oracles import (
-    MEDIUM,
-    TINY_STUDENT,
-    FieldOracle,
-    Fields,
-    NonlinearOracle,
-    RetrievalOracle,
-    RoutedOracle,
-    falling,
-)
+from distill.fields import MEDIUM, TINY_STUDENT, Fields, falling
+from distill.oracles import FieldOracle, NonlinearOracle, RetrievalOracle, RoutedOracle
 from teachers.layout import TokenLayout
 
 

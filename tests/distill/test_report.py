@@ -25,7 +25,8 @@ SUMMARY: dict[str, Any] = {
     "probes": {},
     "deficiency": None,
     "head": None,
-    "cost": {"parameters": 4_770_000, "macs": 5_400_000_000, "latency_ms": 61.4, "threads": 2, "device": "cpu"},
+    "cost": {"parameters": 4_770_000, "macs": 5_400_000_000, "latency_ms": 61.4, "bytes_read": 2_101_248}
+    | {"threads": 2, "device": "cpu"},
     "clips": {"train": 56, "val": 12, "test": 3, "refused": 1},
     "digests": {"split": "abc"},
 }
@@ -82,15 +83,11 @@ def test_a_contest_has_one_table_and_is_better_only_for_certain() -> None:
     expected = [*summaries, "ridge", "small/mlp", "wide/mlp", "deep/mlp", "none/mlp"]
     assert [line.split()[0] for line in lines[at : at + 9]] == expected
     assert [line.split()[1] for line in lines[at : at + 6]] == ["0.950", "0.900", "0.800", "-", "0.800", "0.100"]
-    assert "lead of wide, paired" in lines[at + 10] and lines[at + 10].split()[-4:] == [
-        "M",
-        "params",
-        "GMAC",
-        "ms/clip",
-    ]
-    gain, cost = "0.0500 (0.0100 .. 0.0900)", ["4.77", "5.40", "61"]
+    header = lines[at + 10]
+    assert "lead of wide, paired" in header and header.split()[-6:] == ["M", "params", "GMAC", "ms/clip", "MB", "read"]
+    gain, cost = "0.0500 (0.0100 .. 0.0900)", ["4.77", "5.40", "61", "2.101"]
     rows = {line.split()[0]: line for line in lines[at + 12 : at + 16]}
-    assert list(rows) == list(summaries) and all(gain in line and line.split()[-3:] == cost for line in rows.values())
+    assert list(rows) == list(summaries) and all(gain in line and line.split()[-4:] == cost for line in rows.values())
     assert "0.1000 (0.0100 .. 0.2000)" in rows["small"] and "0.1000" not in rows["wide"]
     assert lines[at + 16 : at + 18] == ["wide is better than small, none", "wide is not told apart from deep"]
     assert "cost: cpu, 2 threads, fp32, batch 1, all targets" in lines
@@ -122,17 +119,23 @@ def test_a_floor_that_one_contestant_lacks_is_named_after_those_that_have_it() -
     assert rows == ["wide", "deep", "ridge", "wide/mlp"]
 
 
-def told(teacher: float, converted: float | None, high: float | None) -> dict[str, Any]:
+def told(teacher: float, converted: float | None, high: float | None, kappa: float | None = None) -> dict[str, Any]:
     """What one kind of probe found of one task."""
     values = {"student": 0.5, "teacher": teacher, "converted": converted, "converted_by_teacher_probe": 0.1}
     spans = {name: {"value": value, "low": 0.0, "high": 1.0} for name, value in values.items()}
-    return {**spans, "difference": {"value": -0.1, "low": -0.2, "high": high}, "chance": 0.25, "clips": 40}
+    return {
+        **spans,
+        "difference": {"value": -0.1, "low": -0.2, "high": high},
+        "chance": 0.25,
+        "clips": 40,
+        "kappa": kappa,
+    }
 
 
 def test_what_survives_has_a_table_for_every_contestant_and_kind() -> None:
     found = {
-        "shape": {"linear": told(0.9, 0.874, 0.1), "attentive": told(1.0, 0.2, -0.1)},
-        "size": {"linear": told(0.8, None, None), "attentive": told(0.7, 0.6, 0.0)},
+        "shape": {"linear": told(0.9, 0.874, 0.1), "attentive": told(1.0, 0.2, -0.1, kappa=0.25)},
+        "size": {"linear": told(0.8, None, None), "attentive": told(0.7, 0.6, 0.0, kappa=0.35)},
     }
     probed = SUMMARY | {"marks": {}, "probes": {"videomae": found}}
     folders = {"converter": RunFolder(Path("runs/x"))}
@@ -144,6 +147,8 @@ def test_what_survives_has_a_table_for_every_contestant_and_kind() -> None:
         ["size", "0.50", "0.70", "->", "0.60", "0.25"],
     ]
     assert any(line.split() == ["size", "0.50", "0.80", "->", "-", "0.25"] for line in lines)
+    kappas = [line for line in lines if "kappa" in line]
+    assert kappas == ["agreement of the teacher's probe with itself (kappa, mean over tasks): videomae 0.30"]
     assert "0.87 " in next(line for line in lines if line.startswith("shape"))
     assert lines[at + 2].index("0.20") == lines[at + 3].index("0.60"), "the mark moves no number"
 

@@ -105,6 +105,11 @@ def test_a_whole_run(tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixt
     )
     low, high = summary["intervals"]["videomae"]["r2c"]
     assert low <= summary["targets"]["videomae"]["r2c"] <= high
+    recovery = summary["rank_recovery"]["videomae"]
+    assert (
+        0 < recovery["k"] <= recovery["of"] == 24 and recovery["k"] == summary["targets"]["videomae"]["rank_recovery"]
+    )
+    assert recovery["k"] == sum(value > 0.5 for value in recovery["r2"])
     assert {"parameters", "macs", "latency_ms", "threads"} <= set(summary["cost"])
     assert sum(summary["clips"].values()) == 40 and summary["clips"]["refused"] == 0
     assert set(summary["digests"]) >= {"split", "view", "normaliser", "data"}
@@ -130,7 +135,9 @@ def test_a_whole_run(tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixt
     assert run.main([*tiny, "run.name=second", "converter.options.width=16"]) == 0
     assert "already in" in capsys.readouterr().out
     table = scoreboard.scoreboard([folder, folder.with_name("second")])
-    assert "first (perceiver)" in table and "shuffled" in table and table.count("*") == 2
+    assert "first (perceiver)" in table and "shuffled" in table and table.count("*") >= 2
+    assert summary["cost"]["bytes_read"] == 4 * 8 * 8 * (4 * 3 * 2 + 2), "int8, and a scale of two bytes for a token"
+    assert set(summary["spaces"]) == {"videomae"}
 
 
 def test_scoreboard_refuses_other_clips(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from distill import runfolder
+from distill import checkpoint, runfolder
 from distill.runfolder import RunFolder, newest_checkpoints, read_metrics
 from shards.ranks import Ranks
 
@@ -193,9 +193,9 @@ def test_a_full_disk_leaves_the_checkpoints_before(folder: RunFolder, monkeypatc
     def full(*args: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    for name in ("save_file", "sync_folder", "commit"):
+    for module, name in ((checkpoint, "save_file"), (checkpoint, "sync_folder"), (runfolder, "commit")):
         with monkeypatch.context() as patch:
-            patch.setattr(runfolder, name, full)
+            patch.setattr(module, name, full)
             with pytest.raises(OSError, match=r"step-00000015 cannot be written .*No space.*run\.name=one"):
                 save(folder, 15)
             part = RunFolder.open(folder.path, part="mamba", resume=True, ranks=Ranks())

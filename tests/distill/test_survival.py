@@ -138,6 +138,30 @@ def test_what_both_hold_survives_and_what_the_student_lacks_does_not(
         mirrored = found["mirrored"]["teacher"]["both"][kind]
         assert mirrored["converted"]["value"] > 0.85 > 0.45 > mirrored["converted_by_teacher_probe"]["value"]
         assert mirrored["student"] == both["student"] and mirrored["teacher"] == both["teacher"]
+        assert both["kappa"] > 0.7 if kind == "attentive" else both["kappa"] > 0.1
+        assert mirrored["kappa"] < 0.1 and mirrored["kl"] > both["kl"] > 0
+        assert both["corrected"]["teacher"] == pytest.approx(
+            (both["teacher"]["value"] - both["chance"]) / (1 - both["chance"])
+        )
+    assert survival.mean_kappa(found["main"])["teacher"] > survival.mean_kappa(found["mirrored"])["teacher"]
+
+
+def test_agreement_is_that_of_two_readers() -> None:
+    """By hand: Cohen's own table of two readers, and the divergence of two coins."""
+    table = {(0, 0): 44, (0, 1): 6, (1, 0): 16, (1, 1): 34}  # 78% alike, of which (60 * 50 + 40 * 50) / 100^2 by chance
+    said = torch.tensor([pair for pair, count in table.items() for _ in range(count)])
+    own, other = (torch.nn.functional.one_hot(said[:, side], 3).float().log() for side in (0, 1))
+    own, other = (
+        logits.clamp_min(-5).masked_fill(torch.tensor([False, False, True]), -torch.inf) for logits in (own, other)
+    )
+    found = survival.agreement(own, other, torch.ones(1, 100, dtype=torch.float64))
+    assert found["agreement"]["value"] == pytest.approx(0.78) and found["kappa"] == pytest.approx((0.78 - 0.5) / 0.5)
+    sure = 1 / (1 + torch.exp(torch.tensor(-5.0, dtype=torch.float64)))
+    assert found["kl"] == pytest.approx(float(0.22 * (2 * sure - 1) * 5), rel=1e-6)
+    same = survival.agreement(own, own, torch.ones(1, 100, dtype=torch.float64))
+    assert same["kappa"] == 1 and same["kl"] == 0
+    always = torch.zeros(4, 2)
+    assert survival.agreement(always, always, torch.ones(1, 4, dtype=torch.float64))["kappa"] is None
 
 
 def test_tokens_that_do_not_fit_are_read_again(
@@ -236,8 +260,8 @@ def test_a_run_with_probes(tiny: list[str], tmp_path: Path, capsys: pytest.Captu
     assert list(found) == ["videomae"] and list(found["videomae"]) == ["label"]
     assert list(found["videomae"]["label"]) == ["linear", "attentive"]
     for entry in found["videomae"]["label"].values():
-        numbers = {"student", "teacher", "converted", "converted_by_teacher_probe", "difference"}
-        assert set(entry) == numbers | {"chance", "clips"}
+        numbers = {"student", "teacher", "converted", "converted_by_teacher_probe", "difference", "agreement"}
+        assert set(entry) == numbers | {"chance", "clips", "corrected", "kappa", "kl"}
         assert all(set(entry[name]) == {"value", "low", "high"} for name in numbers)
     text = capsys.readouterr().out
     for kind in ("linear", "attentive"):

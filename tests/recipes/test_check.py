@@ -72,8 +72,8 @@ WRONG = [
     ("data.difficulty=1.5", "data.difficulty: must be at most 1, got 1.5"),
     (
         "data.source=foldr",
-        "data.source: must be one of 'demo', 'world', 'folder', 'csv', 'webdataset' or 'store', got \"foldr\"; did you "
-        "mean folder?",
+        "data.source: must be one of 'demo', 'world', 'folder', 'csv', 'webdataset', 'store' or 'oracle', got "
+        '"foldr"; did you mean folder?',
     ),
     ("store.codec=in8", "did you mean int8?"),
     ("evaluate.floors=[rdge]", "evaluate.floors.0: must be one of"),
@@ -92,7 +92,10 @@ WRONG = [
     ),
     ("converter.options.a=[.inf]", "converter.options.a.0=inf: must be a finite number"),
     ("objective={mse: 0, cosine: 0, gram: 0}", "objective: all of mse, smooth_l1, cosine, gram, moments are 0"),
-    ("deficiency=low", "deficiency=low: unknown option 'low'; valid: combined, jacobian, low_rank, masking, none"),
+    (
+        "deficiency=low",
+        "deficiency=low: unknown option 'low'; valid: combined, hard_rank, jacobian, low_rank, masking, none",
+    ),
     ("deficiency.strength=0.1", "deficiency.kind: required; choose deficiency=low_rank, masking, jacobian, combined"),
     ("deficiency.kind=rank", "deficiency.kind: must be one of 'low_rank', 'masking', 'jacobian' or 'combined'"),
     ("engine.zero=3", "engine.zero: must be one of 0 or 1, got 3"),
@@ -106,7 +109,7 @@ WRONG = [
     ("head={tasks: [label], pooling: attentive, separator: ;}", "head.pooling=attentive is learned with one label"),
     (
         "data=foldr",
-        "data=foldr: unknown option 'foldr'; did you mean folder? valid: csv, demo, folder, store, webdataset, world",
+        "unknown option 'foldr'; did you mean folder? valid: csv, demo, folder, oracle, store, webdataset, world",
     ),
     ("store.path=s3://bucket/store", "store.path is a URL: features are made on a disk"),
     ("store.cache=there", "store.cache and store.cache_gb are of a store behind a URL"),

@@ -51,7 +51,9 @@ def test_every_recipe_composes_and_survives_its_yaml(name: str) -> None:
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
 def test_every_option_composes(group: str, option: str, tmp_path: Path) -> None:
-    words = ["recipe=contest_videomae" if group == "contest" else "recipe=perceiver_videomae", f"{group}={option}"]
+    recipe = {"contest": "contest_videomae", "oracle": "oracle"}.get(group, "perceiver_videomae")
+    recipe = "oracle" if option == "oracle" else recipe
+    words = [f"recipe={recipe}", f"{group}={option}"]
     if option in NEEDED:
         there = tmp_path / "there"
         there.mkdir() if option == "folder" else there.touch()
