@@ -1,0 +1,17 @@
+// What is shown stands in the address, behind the #: any state can be linked to, and the browser's back works.
+
+export function currentState() {
+  const [path, query] = location.hash.replace(/^#\/?/, "").split("?");
+  return { ...Object.fromEntries(new URLSearchParams(query)), page: path || "overview" };
+}
+
+export function linkTo(state) {
+  const { page, ...rest } = state;
+  const chosen = Object.entries(rest).filter(([, value]) => value != null && value !== "");
+  return `#/${page}${chosen.length ? `?${new URLSearchParams(chosen)}` : ""}`;
+}
+
+// Changes some of the state; null forgets an entry.
+export function change(entries) {
+  location.hash = linkTo({ ...currentState(), ...entries });
+}
