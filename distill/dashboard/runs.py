@@ -17,7 +17,7 @@ FILES = ("summary.json", "metrics.jsonl", "recipe.yaml")  # a folder with one of
 INSIDE = ("checkpoints", "bundle")  # of a run, where no further runs are
 LARGEST = 2**26  # bytes of a summary or recipe that are read
 TAIL = 2**18  # bytes of a run's metrics that tell how far it is
-QUIET = 600  # seconds without a line after which a run that has not ended counts as stopped
+QUIET = 600  # seconds without a line after which a run that has not ended no longer counts as running
 MUST_AGREE = ("split", "view", "data", "normaliser")
 Summary = Mapping[str, Any]
 
@@ -68,7 +68,7 @@ class Run:
             self.journal.read_on()
         changed = found.st_mtime if found else 0.0
         told = self.settings()
-        state = "finished" if summary else "running" if time.time() - changed < QUIET else "stopped"
+        state = "finished" if summary else "running" if time.time() - changed < QUIET else "quiet"
         brief = {
             "id": self.id,
             "name": self.name,

@@ -115,4 +115,4 @@ def paired(ours: np.ndarray, theirs: np.ndarray, groups: list[str]) -> dict[str,
     drawn = [weights @ sums.T for sums in by_group]
     differences = r2c(drawn[0].T) - r2c(drawn[1].T)
     low, high = np.nanpercentile(differences, [2.5, 97.5])
-    return {"value": float(r2c(ours.sum(1)[:, None]) - r2c(theirs.sum(1)[:, None])), "low": low, "high": high}
+    return {"value": float(r2c(ours.sum(1)) - r2c(theirs.sum(1))), "low": low, "high": high}

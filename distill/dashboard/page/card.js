@@ -75,6 +75,7 @@ export function card(title, { height = 320, wide = false } = {}) {
       canvas.style.height = `${pixels}px`;
       if (chart) chart.resize();
     },
+    empty: () => !draw,
     width: () => canvas.clientWidth,
     title(text) { replace(heading, text); },
   };

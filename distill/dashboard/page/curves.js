@@ -3,7 +3,7 @@
 import { axis, card, tip } from "./card.js";
 import { get } from "./data.js";
 import { h, number, replace, select, shortPath } from "./dom.js";
-import { floorLines, lineGroups, reach } from "./overview.js";
+import { floorLines, lineGroups, nearAndFar, reach } from "./floors.js";
 import { METRICS, chosen, floorsOf, standings, variants } from "./runs.js";
 import { change } from "./state.js";
 import { colour, dash } from "./theme.js";
@@ -99,8 +99,7 @@ function drawCurves(chart, { model, at, lines, key, x, log, only, floors }) {
   const [best] = standings(variants(at.runs), target);
   const known = best && floors !== "none" && METRICS.includes(metric) ? [...floorsOf(best, at.runs, target, metric).values()] : [];
   const values = lines.flatMap((one) => one.points.value).filter((value) => value != null).map((value) => ({ value }));
-  const near = floors === "all" ? known : known.filter(isNear(values));
-  const far = known.filter((one) => !near.includes(one)).map((one) => `${one.name} ${number(one.value)}`);
+  const { near, far } = nearAndFar(known, values, { all: floors === "all" });
   const groups = lineGroups(near, values);
   const twins = new Map();
   const styled = lines.map((one) => {
@@ -127,17 +126,10 @@ function drawCurves(chart, { model, at, lines, key, x, log, only, floors }) {
   });
   const rows = [["run", x, key], ...lines.flatMap(({ run, points }) => points[x].map((along, i) => [run.name, along, points.value[i]]))];
   const notes = ["Colour: family. Dash: further runs of it. The wheel zooms."];
-  if (known.length) notes.push(`Dashed: floors and references of the best run, on test${far.length ? `; far from the lines: ${far.join(", ")}` : ""}.`);
+  if (known.length) notes.push(`Dashed: floors and references of the best run, on test${far}.`);
   if (new Set(lines.map((one) => one.run.set)).size > 1) notes.push("These runs are not all known to be on the same clips, view and normaliser: do not compare them.");
   if (only) notes.push("These files hold steps alone, no seconds and no bytes.");
   if (lines.some(({ points }) => points.points > points.step.length)) notes.push("Thinned to about 600 points a line; extremes are kept.");
   chart.title(key);
   chart.show(option, rows, notes.join(" "));
-}
-
-// Floors not further from the lines than twice the lines' own height.
-function isNear(values) {
-  const all = values.map((one) => one.value);
-  const [low, high] = [Math.min(...all), Math.max(...all)];
-  return ({ value }) => value > low - 2 * (high - low) && value < high + 2 * (high - low);
 }

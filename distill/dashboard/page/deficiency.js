@@ -7,7 +7,7 @@ import { chosen, dig } from "./runs.js";
 import { change } from "./state.js";
 import { colour, dash, shape } from "./theme.js";
 
-const MOST = 24; // runs whose summaries are read
+const READ = 24; // runs whose summaries are read
 const ALARMING = ["converted", "student", "student_rank", "converted_pca", "converted_supervised", "teacher"]; // no control
 
 export function mountDeficiency(main) {
@@ -27,7 +27,7 @@ export function mountDeficiency(main) {
   return async (model, state) => {
     const mine = ++turn;
     const at = chosen(model, state);
-    const wanted = at.runs.filter((run) => dig(run, "deficiency", "kind") || run.head).slice(0, MOST);
+    const wanted = at.runs.filter((run) => dig(run, "deficiency", "kind") || run.head).slice(0, READ);
     const found = await Promise.all(wanted.map(async (run) => ({ run, ...(await get(`runs/${run.id}`, String(run.stamp))) })));
     if (mine !== turn) return;
     const full = found.filter((one) => dig(one.summary, "targets", at.target)).sort(byDial);

@@ -21,7 +21,7 @@ export function replace(element, ...children) {
 
 // A labelled <select>. It survives updates of the page: only other options are written anew, so focus stays.
 export function select(label, choose) {
-  const list = h("select", { onchange: () => choose(list.value) });
+  const list = h("select", { "aria-label": label, onchange: () => choose(list.value) });
   const root = h("label", { class: "field" }, h("span", {}, label), list);
   let shown = "";
   return {

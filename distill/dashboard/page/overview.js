@@ -2,6 +2,7 @@
 
 import { axis, card, tip, whiskers } from "./card.js";
 import { get } from "./data.js";
+import { floorLines, lineGroups, nearAndFar, reach } from "./floors.js";
 import { between, h, number, replace, select, short, signed, table } from "./dom.js";
 import { COSTS, METRICS, better, chosen, costOf, dig, doubts, floorsOf, gained, leadOver, measured, standings, variants } from "./runs.js";
 import { change, linkTo } from "./state.js";
@@ -159,13 +160,13 @@ function showFront(front, model, at, all) {
   const onFront = [];
   for (const point of points) if (better(at.metric, point.value, onFront.at(-1)?.value)) onFront.push(point);
   const [best] = standings(all, at.target);
-  const floors = best ? lineGroups([...floorsOf(best, at.runs, at.target, at.metric).values()].filter((one) => !["mean", "position_mean", "shuffled"].includes(one.name)), points) : [];
+  const { near, far } = nearAndFar(best ? [...floorsOf(best, at.runs, at.target, at.metric).values()] : [], points);
   front.title(`Quality against cost: ${at.target}`);
   if (!points.length) return front.say("No run says what it costs.");
   const draw = (look) => ({
     grid: { left: 56, right: 118, top: 20, bottom: 46 },
     xAxis: axis(look, COSTS[at.cost], { type: "log", min: (r) => r.min / 1.5, max: (r) => r.max * 1.5, axisLabel: { color: look.faint, formatter: amount, hideOverlap: true } }),
-    yAxis: axis(look, at.metric, { type: "value", scale: true, nameGap: 40, ...reach(floors, points) }),
+    yAxis: axis(look, at.metric, { type: "value", scale: true, nameGap: 40, ...reach(near, points) }),
     tooltip: tip(look, ({ data }) => (data?.point ? [`${data.point.variant.family}: ${data.point.variant.first.name}`,
       `${at.metric} ${number(data.point.value, 4)} ${between(data.point.low, data.point.high, 4)}`, costText(data.point.variant)] : [])),
     series: [
@@ -173,53 +174,25 @@ function showFront(front, model, at, all) {
       whiskers("intervals", points.filter((p) => p.low != null).map((p) => [p.low, p.x, p.high]), () => look.line, { upright: true }),
       ...model.families.map((family, number) => ({
         id: `of ${family}`, name: family, type: "scatter", symbol: shape(number), symbolSize: 13, itemStyle: { color: colour(number, look), borderColor: look.surface },
-        labelLayout: { moveOverlap: "shiftY" }, data: points.filter((p) => p.variant.family === family).map((point) => ({
+        labelLayout: { hideOverlap: true }, data: points.filter((p) => p.variant.family === family).map((point) => ({
           point, value: [point.x, point.value],
-          label: { show: onFront.includes(point) || points.length < 9, formatter: () => short(family, 16), position: "top", color: look.text },
+          label: { show: onFront.includes(point) || points.length < 9, formatter: () => short(family, 16), position: onFront.includes(point) ? "top" : "bottom", distance: 8, color: look.text },
         })),
       })),
-      { id: "floors", type: "scatter", data: [], markLine: floorLines(look, floors) },
+      { id: "floors", type: "scatter", data: [], markLine: floorLines(look, lineGroups(near, points)) },
     ],
   });
   front.show(draw, [["family", "run", "seeds", at.cost, at.metric, "low", "high"], ...points.map((p) => [p.variant.family, p.variant.first.name, p.variant.seeds.length, p.x, p.value, p.low, p.high])],
-    "A point for each recipe. Dashed: floors, which cost nothing of this. The line joins what nothing cheaper beats.",
+    `A point for each recipe, with its interval. The line joins what nothing cheaper beats. Dashed: floors, which cost nothing of this${far}.`,
     (event) => event.data?.point && change({ page: "curves", runs: event.data.point.variant.first.id }));
 }
 
 export const amount = (value) => (value >= 1e9 ? `${+(value / 1e9).toPrecision(2)} G` : value >= 1e6 ? `${+(value / 1e6).toPrecision(2)} M` : `${+value.toPrecision(2)}`);
 
-// Bounds of an axis on which both floors and points are to be seen.
-export function reach(floors, points) {
-  const values = [...floors, ...points].flatMap((one) => [one.value, one.low ?? one.value, one.high ?? one.value]);
-  const [least, most] = [Math.min(...values), Math.max(...values)];
-  const step = 10 ** Math.floor(Math.log10(most - least || 1)) / 2;
-  return { min: +(Math.floor(least / step) * step).toFixed(9), max: +(Math.ceil(most / step) * step).toFixed(9) };
-}
-
-// Floors whose lines would lie on each other share one label.
-export function lineGroups(floors, points) {
-  const values = [...floors, ...points].map((one) => one.value);
-  const near = (Math.max(...values) - Math.min(...values)) / 24;
-  const groups = [];
-  for (const floor of floors.sort((a, b) => a.value - b.value)) {
-    const last = groups.at(-1);
-    if (last && floor.value - last.value < near) last.names.push(floor.name);
-    else groups.push({ value: floor.value, names: [floor.name] });
-  }
-  return groups;
-}
-
-export function floorLines(look, groups) {
-  return {
-    silent: true, symbol: "none", lineStyle: { color: look.faint, type: "dashed", width: 1 },
-    label: { position: "end", color: look.faint, fontSize: 11, width: 108, overflow: "break", formatter: ({ data }) => data.text },
-    data: groups.map((one) => ({ yAxis: one.value, text: one.names.map((name) => short(name, 16)).join(", ") })),
-  };
-}
-
 // --- is it still improving
 
 async function showRising(rising, model, at, all) {
+  if (rising.empty()) rising.say("Reading the metrics of the best runs …");
   const best = standings(all, at.target).slice(0, 6);
   const found = await Promise.all(best.map(async ({ first, family }) => {
     const { series } = await get(`runs/${first.id}/series`, String(first.stamp));

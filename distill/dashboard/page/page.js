@@ -19,7 +19,7 @@ const PAGES = {
   deficiency: { title: "Deficiency", about: "what was taken on purpose, and won back", mount: mountDeficiency },
   compare: { title: "Compare", about: "run B minus run A", mount: mountCompare },
 };
-const KEPT = ["set", "teacher"]; // what goes along from page to page
+const ALONG = ["set", "teacher"]; // what goes along from page to page
 const KEYS = [["1 … 5", "the pages, in order"], ["[ and ]", "teacher before, teacher after"], ["/", "filter runs (Curves)"], ["?", "this list"], ["Esc", "close it"]];
 
 const main = document.querySelector("main");
@@ -30,7 +30,7 @@ let model = null, shown = null, update = null;
 function render() {
   const state = currentState();
   const page = PAGES[state.page] ? state.page : "overview";
-  const kept = Object.fromEntries(KEPT.map((name) => [name, state[name]]));
+  const kept = Object.fromEntries(ALONG.map((name) => [name, state[name]]));
   replace(document.querySelector("nav"), Object.entries(PAGES).map(([name, { title, about }], at) =>
     h("a", { href: linkTo({ page: name, ...kept }), title: `${about} (${at + 1})`, "aria-current": name === page ? "page" : null }, title)));
   if (!model) return;
@@ -67,7 +67,7 @@ document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey || /^(INPUT|SELECT|TEXTAREA)$/.test(event.target.tagName)) return;
   const name = Object.keys(PAGES)[Number(event.key) - 1];
   const state = currentState();
-  if (name) location.hash = linkTo({ page: name, ...Object.fromEntries(KEPT.map((key) => [key, state[key]])) });
+  if (name) location.hash = linkTo({ page: name, ...Object.fromEntries(ALONG.map((key) => [key, state[key]])) });
   else if (event.key === "[") otherTeacher(-1);
   else if (event.key === "]") otherTeacher(1);
   else if (event.key === "?") dialog.showModal();
