@@ -12,7 +12,8 @@ export function forgetCards() {
   cards.clear();
 }
 
-// card.show(draw, rows, note): draw(theme) gives ECharts' options, rows are the data, their header first.
+// card.show(draw, rows, note, on): draw(theme) gives ECharts' options, rows are the data, their header first, on says
+// what a click or a zoom does.
 export function card(title, { height = 320, wide = false } = {}) {
   const canvas = h("div", { class: "canvas", role: "img", "aria-label": title });
   canvas.style.height = `${height}px`;
@@ -25,7 +26,7 @@ export function card(title, { height = 320, wide = false } = {}) {
     button("PNG", "Save the picture", () => picture((blob) => save(`${title}.png`, blob))));
   const heading = h("h2", {}, title);
   const root = h("section", { class: wide ? "card wide" : "card" }, h("div", { class: "head" }, heading, tools), canvas, data, note);
-  let chart = null, draw = null, rows = [[]], click = null;
+  let chart = null, draw = null, rows = [[]], acts = {};
 
   const sizes = new ResizeObserver(() => chart && chart.resize());
   sizes.observe(canvas);
@@ -34,9 +35,8 @@ export function card(title, { height = 320, wide = false } = {}) {
     if (!draw) return;
     const look = theme();
     chart ??= echarts.init(canvas, null, { renderer: "canvas" });
-    chart.off("click");
-    if (click) chart.on("click", click);
-    chart.setOption({ animation: false, textStyle: { fontFamily: look.font, fontSize: 12 }, ...draw(look) }, { replaceMerge: ["series", "visualMap"] });
+    for (const [event, act] of Object.entries(acts)) chart.off(event).on(event, act);
+    chart.setOption({ animation: false, textStyle: { fontFamily: look.font, fontSize: 12 }, ...draw(look) }, { notMerge: true });
   }
   function fillTable() {
     if (!data.hidden) replace(data, table(rows[0], rows.slice(1).map((row) => row.map((cell) => cell ?? ""))));
@@ -54,8 +54,8 @@ export function card(title, { height = 320, wide = false } = {}) {
     root,
     redraw,
     dispose: () => { sizes.disconnect(); if (chart) chart.dispose(); },
-    show(newDraw, newRows, text = "", onclick = null) {
-      [draw, rows, click] = [newDraw, newRows, onclick];
+    show(newDraw, newRows, text = "", on = {}) {
+      [draw, rows, acts] = [newDraw, newRows, on];
       tools.hidden = false;
       canvas.hidden = !data.hidden;
       replace(note, text);

@@ -5,7 +5,7 @@ import { get } from "./data.js";
 import { h, number, replace, select, shortPath } from "./dom.js";
 import { floorLines, lineGroups, nearAndFar, reach } from "./floors.js";
 import { METRICS, chosen, floorsOf, standings, variants } from "./runs.js";
-import { change } from "./state.js";
+import { change, note } from "./state.js";
 import { colour, dash } from "./theme.js";
 
 const MOST = 12; // runs in one chart
@@ -14,8 +14,8 @@ const AXES = { step: "step", seconds: "seconds", bytes: "bytes read" };
 
 export function mountCurves(main) {
   const metric = select("metric", (value) => change({ series: value }));
-  const along = select("against", (value) => change({ x: value }));
-  const scale = select("spaced", (value) => change({ log: value }));
+  const along = select("against", (value) => change({ x: value, zoom: null }));
+  const scale = select("spaced", (value) => change({ log: value, zoom: null }));
   const floors = select("floors", (value) => change({ floors: value }));
   const filter = h("input", { type: "search", id: "filter", placeholder: "filter runs (/)", "aria-label": "Filter runs", oninput: () => fillList() });
   const list = h("ul", { class: "runs" });
@@ -65,7 +65,7 @@ export function mountCurves(main) {
     along.fill(axes.map((name) => [name, AXES[name]]), x, { always: true });
     scale.fill([["", "even"], ["log", "logarithmic"]], state.log ?? "");
     floors.fill([["", "near"], ["all", "all"], ["none", "none"]], state.floors ?? "");
-    drawCurves(chart, { model, at, lines, key, x, log: state.log === "log", only: axes.length === 1, floors: state.floors });
+    drawCurves(chart, { model, at, lines, key, x, log: state.log === "log", only: axes.length === 1, floors: state.floors, zoom: state.zoom });
   };
 }
 
@@ -93,7 +93,7 @@ function complaints(run, { problems, read }) {
   return found.map((problem) => h("li", {}, h("b", {}, run.name), `: ${problem}`));
 }
 
-function drawCurves(chart, { model, at, lines, key, x, log, only, floors }) {
+function drawCurves(chart, { model, at, lines, key, x, log, only, floors, zoom }) {
   if (!lines.length) return chart.say(key ? `None of the chosen runs holds ${key}.` : "The chosen runs hold no metrics.");
   const [, target, metric] = key.replace(/ \(.*\)$/, "").split(" / ");
   const [best] = standings(variants(at.runs), target);
@@ -108,11 +108,12 @@ function drawCurves(chart, { model, at, lines, key, x, log, only, floors }) {
     twins.set(family, again + 1);
     return { ...one, family, again };
   });
+  const [start, end] = /^\d+(\.\d+)?-\d+(\.\d+)?$/.test(zoom) ? zoom.split("-").map(Number) : [0, 100];
   const option = (look) => ({
     grid: { left: 64, right: 130, top: 20, bottom: 48 },
-    xAxis: axis(look, AXES[x], { type: log ? "log" : "value", max: "dataMax", min: log ? "dataMin" : undefined }),
+    xAxis: axis(look, AXES[x], { type: log ? "log" : "value", max: "dataMax", min: log ? "dataMin" : null }),
     yAxis: axis(look, key, { type: "value", scale: true, nameGap: 48, ...(near.length ? reach(near, values) : {}) }),
-    dataZoom: [{ type: "inside", filterMode: "none" }],
+    dataZoom: [{ type: "inside", filterMode: "none", start, end }],
     tooltip: tip(look, (at) => [`${AXES[x]} ${at[0].value[0]}`, ...at.map((one) => `${one.seriesName}: ${number(one.value[1], 4)}`)], { trigger: "axis" }),
     series: [
       ...styled.map(({ run, points, family, again }) => ({
@@ -131,5 +132,7 @@ function drawCurves(chart, { model, at, lines, key, x, log, only, floors }) {
   if (only) notes.push("These files hold steps alone, no seconds and no bytes.");
   if (lines.some(({ points }) => points.points > points.step.length)) notes.push("Thinned to about 600 points a line; extremes are kept.");
   chart.title(key);
-  chart.show(option, rows, notes.join(" "));
+  chart.show(option, rows, notes.join(" "), {
+    datazoom: ({ batch: [at] }) => note({ zoom: at.start > 0 || at.end < 100 ? `${at.start.toFixed(1)}-${at.end.toFixed(1)}` : null }),
+  });
 }

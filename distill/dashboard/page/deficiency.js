@@ -27,12 +27,15 @@ export function mountDeficiency(main) {
   return async (model, state) => {
     const mine = ++turn;
     const at = chosen(model, state);
+    const looked = (one, target) => dig(one.summary, "deficiency", "targets", target) ?? dig(one.summary, "head", target);
     const wanted = at.runs.filter((run) => dig(run, "deficiency", "kind") || run.head).slice(0, READ);
     const found = await Promise.all(wanted.map(async (run) => ({ run, ...(await get(`runs/${run.id}`, String(run.stamp))) })));
     if (mine !== turn) return;
+    const targets = at.targets.filter((target) => found.some((one) => looked(one, target)));
+    at.target = targets.includes(state.teacher) ? state.teacher : targets[0] ?? at.target;
     const full = found.filter((one) => dig(one.summary, "targets", at.target)).sort(byDial);
     set.fill(model.sets.map((one, number) => [String(number), `${number + 1}: ${one.runs} runs`]), String(at.set));
-    teacher.fill(at.targets.map((name) => [name, name]), at.target);
+    teacher.fill(targets.map((name) => [name, name]), at.target);
     const measured = full.filter((one) => dig(one.summary, "deficiency", "targets", at.target));
     showArms(arms, measured, at.target);
     showDials(dials, model, measured, at.target);

@@ -121,7 +121,7 @@ function showHeat(heat, at, all) {
   const draw = (look) => heatOption(look, { at, names, cells, top, values });
   const csv = [["row", "kind", "teacher", at.metric, "low", "high", "seeds"], ...cells.map((c) => [c.name, c.kind, c.target, c.value, c.low, c.high, c.seeds])];
   heat.show(draw, csv, "★ best family of the column. Below: floors and references, beside the best run of the column. A click on a cell chooses its teacher.",
-    (event) => event.data?.cell && change({ teacher: event.data.cell.target }));
+    { click: (event) => event.data?.cell && change({ teacher: event.data.cell.target }) });
   return height;
 }
 
@@ -184,7 +184,7 @@ function showFront(front, model, at, all) {
   });
   front.show(draw, [["family", "run", "seeds", at.cost, at.metric, "low", "high"], ...points.map((p) => [p.variant.family, p.variant.first.name, p.variant.seeds.length, p.x, p.value, p.low, p.high])],
     `A point for each recipe, with its interval. The line joins what nothing cheaper beats. Dashed: floors, which cost nothing of this${far}.`,
-    (event) => event.data?.point && change({ page: "curves", runs: event.data.point.variant.first.id }));
+    { click: (event) => event.data?.point && change({ page: "curves", runs: event.data.point.variant.first.id }) });
 }
 
 export const amount = (value) => (value >= 1e9 ? `${+(value / 1e9).toPrecision(2)} G` : value >= 1e6 ? `${+(value / 1e6).toPrecision(2)} M` : `${+value.toPrecision(2)}`);

@@ -32,15 +32,16 @@ export function chosen(model, state) {
 
 export const deprived = (run) => !["none", null, undefined].includes(dig(run, "deficiency", "kind"));
 
-// Runs of one recipe in several seeds are one variant.
+// Runs of one recipe in several seeds are one variant. A seed that comes again is not one more: it starts another.
 export function variants(runs) {
-  const found = new Map();
+  const found = [];
   for (const run of runs.filter((one) => one.targets && !deprived(one))) {
-    const key = run.recipe || run.id;
-    if (!found.has(key)) found.set(key, []);
-    found.get(key).push(run);
+    const fits = ({ first, seeds }) => run.recipe && first.recipe === run.recipe && !seeds.some((one) => one.seed === run.seed);
+    const known = found.find(fits);
+    if (known) known.seeds.push(run);
+    else found.push({ seeds: [run], family: run.family ?? "unknown", first: run });
   }
-  return [...found.values()].map((seeds) => ({ seeds, family: seeds[0].family ?? "unknown", first: seeds[0] }));
+  return found;
 }
 
 export const onVal = (variant, target) => mean(variant.seeds.map((run) => dig(run, "chosen", "r2c", target)));

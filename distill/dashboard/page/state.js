@@ -11,6 +11,13 @@ export function linkTo(state) {
   return `#/${page}${chosen.length ? `?${new URLSearchParams(chosen)}` : ""}`;
 }
 
+// The same without showing the page anew, for what a chart did already; once nothing more has happened for a moment.
+let waiting = null;
+export function note(entries) {
+  clearTimeout(waiting);
+  waiting = setTimeout(() => history.replaceState(null, "", linkTo({ ...currentState(), ...entries })), 300);
+}
+
 // Changes some of the state; null forgets an entry.
 export function change(entries) {
   location.hash = linkTo({ ...currentState(), ...entries });
