@@ -32,7 +32,7 @@ export function mountCurves(main) {
     const first = [...wanted].sort((a, b) => shown.includes(b.id) - shown.includes(a.id)).slice(0, LISTED);
     replace(list, first.map((run) => h("li", {}, h("label", {},
       h("input", { type: "checkbox", value: run.id, checked: shown.includes(run.id), onchange: (event) => toggle(run.id, event.target.checked) }),
-      h("span", { class: "name", title: run.name }, shortPath(run.name, 30)), h("span", { class: "faint" }, run.state === "finished" ? run.family ?? "" : run.state)))));
+      h("span", { class: "name", title: run.name }, shortPath(run.name, 24)), h("span", { class: "faint" }, run.state === "finished" ? run.family ?? "" : run.state)))));
     replace(about, `${shown.length} of ${model.runs.length} shown${wanted.length > LISTED ? `; the first ${LISTED} of ${wanted.length} are listed` : ""}. At most ${MOST} at a time.`);
   }
   function toggle(id, on) {

@@ -33,7 +33,7 @@ export function mountDeficiency(main) {
     if (mine !== turn) return;
     const targets = at.targets.filter((target) => found.some((one) => looked(one, target)));
     at.target = targets.includes(state.teacher) ? state.teacher : targets[0] ?? at.target;
-    const full = found.filter((one) => dig(one.summary, "targets", at.target)).sort(byDial);
+    const full = found.filter((one) => dig(one.summary, "targets", at.target)).sort((a, b) => whole(b) - whole(a) || byDial(a, b));
     set.fill(model.sets.map((one, number) => [String(number), `${number + 1}: ${one.runs} runs`]), String(at.set));
     teacher.fill(targets.map((name) => [name, name]), at.target);
     const measured = full.filter((one) => dig(one.summary, "deficiency", "targets", at.target));
@@ -48,7 +48,7 @@ export function mountDeficiency(main) {
     task.fill(tasks.map((name) => [name, name]), which);
     labels.fill(budgets.map((name) => [name, name]), budget);
     showHeads(heads, withHead, { target: at.target, task: which, budget });
-    showAlarms(alarms, withHead, at.target);
+    showAlarms(alarms, withHead, { target: at.target, task: which, budget });
   };
 }
 
@@ -63,7 +63,7 @@ function showArms(root, full, target) {
   if (!full.length) {
     return replace(root, h("h2", {}, "No run of this set was deprived of anything"), h("p", { class: "note" }, "recipe=deficiency_miniature makes such runs."));
   }
-  const rows = [...full].sort((a, b) => whole(b) - whole(a)).map((one) => {
+  const rows = full.map((one) => {
     const left = about(one).targets[target];
     const from = dig(about(one), "from_twin", target) ?? {};
     return [name(one), `${about(one).kind} ${about(one).strength || ""}`, number(dig(one.summary, "targets", target, "r2c")),
@@ -98,7 +98,7 @@ function showDials(dials, model, full, target) {
     series: [
       ...kinds.map((kind, at) => line(kind, kind, points[at].map((p) => [p.x, p.y]), at, look, "solid")),
       ...kinds.map((kind, at) => line(`${kind} masked`, `${kind}, mask on`, masked[at].map((p) => [p.x, p.masked]), at, look, "dotted")).filter((one) => one.data.length),
-      { id: "twins", type: "line", data: [], markLine: { silent: true, symbol: "none", lineStyle: { color: look.faint, type: "dashed" },
+      { id: "twins", type: "line", data: [], markLine: { silent: true, symbol: "none", precision: 9, lineStyle: { color: look.faint, type: "dashed" },
         label: { position: "insideStartTop", color: look.faint, formatter: ({ data }) => data.text }, data: twins.map((twin) => ({ yAxis: twin.y, text: `twin ${twin.name}` })) } },
     ],
   });
@@ -113,14 +113,14 @@ function showRank(rank, full, target) {
   const lines = full.map((one) => ({ one, r2: dig(about(one), "targets", target, "rank_recovery", "r2") ?? [], k: dig(about(one), "targets", target, "rank_recovery", "k") })).filter((line) => line.r2.length);
   if (!lines.length) return rank.say("No run of this set has measured it.");
   const draw = (look) => ({
-    grid: { left: 60, right: 96, top: 20, bottom: 46 },
+    grid: { left: 60, right: 120, top: 20, bottom: 46 },
+    legend: { orient: "vertical", right: 0, top: 14, icon: "path://M0 0h24v3H0z", itemHeight: 3, formatter: (text) => short(text, 12), textStyle: { color: look.text } },
     xAxis: axis(look, "component of the teacher", { type: "value", min: 1, max: "dataMax" }),
     yAxis: axis(look, "R2", { type: "value", max: 1, min: -0.2, nameGap: 40 }),
     tooltip: tip(look, (at) => [`component ${at[0].value[0]}`, ...at.map((one) => `${one.seriesName} ${number(one.value[1])}`)], { trigger: "axis" }),
     series: lines.map(({ one, r2 }, at) => ({
       id: one.run.id, name: name(one), type: "line", showSymbol: false, data: r2.map((value, i) => [i + 1, value]),
       lineStyle: { color: colour(at, look), type: dash(at) }, itemStyle: { color: colour(at, look) },
-      endLabel: { show: true, formatter: short(name(one), 12), color: look.text }, labelLayout: { moveOverlap: "shiftY" },
       markLine: at ? undefined : { silent: true, symbol: "none", label: { show: false }, lineStyle: { color: look.faint, type: "dashed" }, data: [{ yAxis: 0.5 }] },
     })),
   });
@@ -142,15 +142,15 @@ function showHeads(heads, full, { target, task, budget }) {
   heads.height(80 + rows.length * 24);
   const tint = (row, look) => look.colours[row.arm === "converted" ? 1 : 0];
   const draw = (look) => ({
-    grid: { left: 170, right: 40, top: 30, bottom: 44 },
+    grid: { left: 170, right: 40, top: 40, bottom: 44 },
     xAxis: axis(look, "accuracy on test", { type: "value", min: 0, max: 1 }),
     yAxis: axis(look, "", { type: "category", inverse: true, data: rows.map((row) => row.label), axisLabel: { color: look.text, interval: 0 } }),
     tooltip: tip(look, ({ dataIndex }) => [rows[dataIndex].label, `${number(rows[dataIndex].value)} ${between(rows[dataIndex].low, rows[dataIndex].high)}`, ...rows[dataIndex].alarms]),
     series: [
       whiskers("intervals", rows.map((row, at) => [row.low, at, row.high]), (at) => tint(rows[at], look)),
       { id: "values", type: "scatter", symbolSize: 11, data: rows.map((row, at) => ({ value: [row.value, at], symbol: row.arm === "converted" ? "circle" : "diamond", itemStyle: { color: tint(row, look) } })),
-        markLine: { silent: true, symbol: "none", lineStyle: { color: look.faint, type: "dashed" }, label: { position: "end", color: look.faint, formatter: ({ data }) => data.text },
-          data: lines.filter(([, x]) => x != null).map(([text, x]) => ({ xAxis: x, text })) } },
+        markLine: { silent: true, symbol: "none", precision: 9, lineStyle: { color: look.faint, type: "dashed" }, label: { position: "start", color: look.faint, formatter: ({ data }) => data.text },
+          data: lines.filter(([, x]) => x != null).map(([text, x], at) => ({ xAxis: x, text, label: { distance: [0, 4 + 14 * (at % 2)] } })) } },
     ],
   });
   heads.show(draw, [["run", "arm", "accuracy", "low", "high", "gained", "gained, low", "gained, high"],
@@ -159,10 +159,12 @@ function showHeads(heads, full, { target, task, budget }) {
     `${row.label.replace(" + residual", "")} ${signed(row.difference?.value)} ${between(row.difference?.low, row.difference?.high)}`).join("; ")}.`);
 }
 
-function showAlarms(root, full, target) {
-  const found = full.flatMap((one) => Object.entries(one.summary.head[target]).flatMap(([task, budgets]) => Object.entries(budgets).flatMap(([budget, arms]) =>
-    ALARMING.flatMap((arm) => (dig(arms, arm, "alarms") ?? []).map((text) => `${name(one)}, ${task}, ${budget} labels, ${arm}: ${text}`)))));
+function showAlarms(root, full, { target, task, budget }) {
+  const found = full.flatMap((one) => Object.entries(one.summary.head[target]).flatMap(([of, budgets]) => Object.entries(budgets).flatMap(([labels, arms]) =>
+    ALARMING.flatMap((arm) => (dig(arms, arm, "alarms") ?? []).map((text) => ({ here: of === task && labels === budget, text: `${name(one)}, ${of}, ${labels} labels, ${arm}: ${text}` }))))));
+  const list = (alarms) => h("ul", { class: "problems" }, alarms.map(({ text }) => h("li", {}, text)));
+  const [here, rest] = [found.filter((one) => one.here), found.filter((one) => !one.here)];
   root.hidden = !full.length;
-  replace(root, h("h2", {}, found.length ? `Gate alarms: ${found.length}` : "No gate alarm"),
-    found.length ? h("ul", { class: "problems" }, found.map((text) => h("li", {}, text))) : h("p", { class: "note" }, "Every head reads both of its inputs."));
+  replace(root, h("h2", {}, `Alarms of gates: ${here.length} of ${task}, ${found.length} in all`), here.length ? list(here) : h("p", { class: "note" }, "These heads read both of their inputs."),
+    rest.length ? h("details", {}, h("summary", {}, "Other tasks and numbers of labels"), list(rest)) : null);
 }

@@ -15,7 +15,7 @@ export function nearAndFar(floors, points, { all = false } = {}) {
 export function reach(floors, points) {
   const values = [...floors, ...points].flatMap((one) => [one.value, one.low ?? one.value, one.high ?? one.value]);
   const [least, most] = [Math.min(...values), Math.max(...values)];
-  const step = 10 ** Math.floor(Math.log10(most - least || 1)) / 2;
+  const step = 10 ** Math.ceil(Math.log10(most - least || 1)) / 5;
   return { min: +(Math.floor(least / step) * step).toFixed(9), max: +(Math.ceil(most / step) * step).toFixed(9) };
 }
 
@@ -34,7 +34,7 @@ export function lineGroups(floors, points) {
 
 export function floorLines(look, groups) {
   return {
-    silent: true, symbol: "none", lineStyle: { color: look.faint, type: "dashed", width: 1 },
+    silent: true, symbol: "none", precision: 9, lineStyle: { color: look.faint, type: "dashed", width: 1 },
     label: { position: "end", color: look.faint, fontSize: 11, width: 108, overflow: "break", formatter: ({ data }) => data.text },
     data: groups.map((one) => ({ yAxis: one.value, text: one.names.map((name) => short(name, 16)).join(", ") })),
   };

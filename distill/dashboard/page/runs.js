@@ -79,14 +79,14 @@ export function standings(all, target) {
   return [...bestOfFamilies(all, target).values()].sort((a, b) => (onVal(b, target) ?? -Infinity) - (onVal(a, target) ?? -Infinity));
 }
 
-// floor or reference -> its number beside a variant, or beside any run that has it.
+// floor or reference -> its number beside a variant, or beside any run that has it. A twin is neither.
 export function floorsOf(variant, runs, target, metric) {
   const found = new Map();
   for (const kind of ["floors", "references"]) {
-    for (const run of [...variant.seeds, ...runs]) {
+    for (const run of [...variant.seeds, ...runs.filter((one) => !deprived(one))]) {
       for (const name of Object.keys(run[kind] ?? {})) {
         const value = dig(run, kind, name, target, metric);
-        if (value != null && !found.has(name)) found.set(name, { name, value, kind });
+        if (value != null && name !== "twin" && !found.has(name)) found.set(name, { name, value, kind });
       }
     }
   }
