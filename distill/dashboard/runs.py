@@ -43,8 +43,13 @@ class Run:
         return known[1]
 
     def summary(self) -> tuple[Summary | None, str | None]:
-        """summary.json and what is wrong with it."""
-        return self.cached("summary.json", read_summary) or (None, None)
+        """summary.json and what is wrong with it. It is not kept: with heads and probes it is large."""
+        there = regular(self.path / "summary.json") is not None
+        return read_summary(self.path / "summary.json") if there else (None, None)
+
+    def short(self) -> tuple[dict[str, Any] | None, str | None]:
+        """What the list of runs needs of it, and what is wrong with it."""
+        return self.cached("summary.json", read_short) or (None, None)
 
     def recipe(self) -> str:
         return self.cached("recipe.yaml", read_text) or ""
@@ -53,7 +58,7 @@ class Run:
         return self.cached("recipe.yaml", read_settings) or {}
 
     def problems(self) -> list[str]:
-        wrong_with_summary = self.summary()[1]
+        wrong_with_summary = self.short()[1]
         return ([wrong_with_summary] if wrong_with_summary else []) + self.journal.complaints()
 
     def stamp(self) -> list[int]:
@@ -63,12 +68,12 @@ class Run:
 
     def brief(self) -> dict[str, Any]:
         """What the list of runs shows."""
-        (summary, _), found = self.summary(), regular(self.path / "metrics.jsonl")
+        (short, _), found = self.short(), regular(self.path / "metrics.jsonl")
         if found and found.st_size <= TAIL:
             self.journal.read_on()
         changed = found.st_mtime if found else 0.0
         told = self.settings()
-        state = "finished" if summary else "running" if time.time() - changed < QUIET else "quiet"
+        state = "finished" if short else "running" if time.time() - changed < QUIET else "quiet"
         brief = {
             "id": self.id,
             "name": self.name,
@@ -82,7 +87,7 @@ class Run:
             "problems": self.problems(),
             "where": regular(self.path / "where.safetensors") is not None,
         }
-        return brief | (shortened(summary) if summary else self.cached("metrics.jsonl", progress) or {})
+        return brief | (short or self.cached("metrics.jsonl", progress) or {})
 
 
 class Runs:
@@ -127,6 +132,11 @@ def read_summary(path: Path) -> tuple[Summary | None, str | None]:
     if not isinstance(found, dict) or not numbers_by_target(found.get("targets")):
         return None, "summary.json is not the summary of a run: it has no numbers under `targets`"
     return found, None
+
+
+def read_short(path: Path) -> tuple[dict[str, Any] | None, str | None]:
+    summary, problem = read_summary(path)
+    return (None if summary is None else shortened(summary)), problem
 
 
 def numbers_by_target(found: Any) -> bool:

@@ -13,6 +13,7 @@ import sys
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.resources import files
+from typing import Any
 from urllib.parse import urlsplit
 
 from distill.dashboard.api import Api
@@ -48,6 +49,11 @@ class Server(ThreadingHTTPServer):
     def __init__(self, api: Api, port: int) -> None:
         self.api, self.files = api, page_files()
         super().__init__((LOOPBACK, port), Handler)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A browser that went away in the middle of an answer is no error."""
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)
 
     @property
     def address(self) -> str:

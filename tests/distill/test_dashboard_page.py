@@ -179,6 +179,20 @@ def test_a_run_is_chosen_and_its_link_opens_elsewhere(page: Any, browser: Any, a
     other.context.close()
 
 
+def test_a_zoom_stands_in_the_address(page: Any, browser: Any, address: str) -> None:
+    page.goto(f"{address}#/curves?teacher=videomae&series=train+%2F+loss")
+    drawn(page, "train / loss")
+    page.locator(".canvas").hover()
+    page.mouse.wheel(0, -400)
+    link = until(lambda: "zoom=" in (href := page.evaluate("() => location.href")) and href)
+    whole, zoomed = (browser.new_context(viewport={"width": 1400, "height": 900}).new_page() for _ in range(2))
+    whole.goto(link.replace("zoom=", "no="))
+    zoomed.goto(link)
+    assert drawn(whole, "train / loss") != drawn(zoomed, "train / loss")
+    for other in (whole, zoomed):
+        other.context.close()
+
+
 def test_a_line_that_a_run_appends_is_seen(page: Any, address: str, runs: Path) -> None:
     page.goto(address)
     page.locator("a", has_text="going").click()

@@ -139,6 +139,15 @@ def test_a_path_that_stands_for_nothing_reaches_no_file(path: str, server: Serve
     assert b" 404 " in answer.split(b"\r\n")[0] and b"do not tell" not in answer
 
 
+def test_a_browser_that_goes_away_leaves_no_traceback(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
+    for error, told_of in ((BrokenPipeError(32), False), (RuntimeError("a fault of ours"), True)):
+        try:
+            raise error
+        except (OSError, RuntimeError):
+            server.handle_error(None, ("127.0.0.1", 1))
+        assert ("Traceback" in capsys.readouterr().err) == told_of
+
+
 def test_what_is_known_already_is_not_sent_again(server: Server) -> None:
     tag = ask(server, "/api/runs")[0].headers["ETag"]
     response, content = ask(server, "/api/runs", **{"If-None-Match": tag})
