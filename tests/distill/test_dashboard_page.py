@@ -239,6 +239,18 @@ def test_names_with_markup_are_text(page: Any, address: str, runs: Path) -> None
     drawn(page, f"val / ../../x / {HOSTILE}")
 
 
+def test_all_frames_of_a_large_grid_are_drawn(page: Any, address: str) -> None:
+    """16 x 14 x 14 places: more than ECharts draws at once where it may take its time."""
+    page.goto(f"{address}#/where?teacher=timesformer")
+    drawn(page, "r2c by place")
+    chart = page.locator("canvas").first
+    last = """(canvas) => {
+        const at = [0.85, 0.8].map((share, side) => Math.floor(share * [canvas.width, canvas.height][side]));
+        return canvas.getContext("2d").getImageData(...at, 1, 1).data[3];
+    }"""
+    assert chart.evaluate(last) == 255
+
+
 def test_every_chart_is_saved_as_picture_and_numbers(page: Any, address: str) -> None:
     page.goto(address)
     drawn(page, "Families and floors")

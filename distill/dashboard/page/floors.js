@@ -21,8 +21,8 @@ export function reach(floors, points) {
 
 // Floors whose lines would lie on each other share one label.
 export function lineGroups(floors, points) {
-  const values = [...floors, ...points].map((one) => one.value);
-  const near = (Math.max(...values) - Math.min(...values)) / 24;
+  const { min, max } = reach(floors, points);
+  const near = (max - min) / 22;
   const groups = [];
   for (const floor of floors.sort((a, b) => a.value - b.value)) {
     const last = groups.at(-1);

@@ -145,7 +145,7 @@ function heatOption(look, { at, names, cells, top, values }) {
     tooltip: tip(look, ({ data: { cell } }) => [`${cell.name}, ${cell.target}`, `${at.metric} ${number(cell.value, 4)} ${between(cell.low, cell.high, 4)}`,
       cell.kind === "family" ? `best of its family on val, ${cell.seeds} seed(s)` : cell.kind.slice(0, -1)]),
     series: [{
-      id: "heat", type: "heatmap", data, label: { show: true, formatter: label, fontSize: 12 }, itemStyle: { borderColor: look.surface, borderWidth: 2 },
+      id: "heat", type: "heatmap", progressive: 0, data, label: { show: true, formatter: label, fontSize: 12 }, itemStyle: { borderColor: look.surface, borderWidth: 2 },
       emphasis: { itemStyle: { borderColor: look.text } },
     }],
   };

@@ -82,15 +82,17 @@ function showPlaces(places, { grid, positions, special }, target) {
   const draw = (look) => ({
     grid: { left: 4, top: 24, width: columns.length * side, height: lines.length * side },
     xAxis: axis(look, "", { type: "category", position: "top", data: columns, splitLine: { show: false }, axisLine: { show: false },
-      axisLabel: { color: look.faint, interval: (at) => at % (width + 1) === middle, formatter: (at) => `frame ${Math.floor(at / (width + 1)) + 1}${down > 1 ? " …" : ""}` } }),
+      axisLabel: { color: look.faint, interval: (at) => at % (width + 1) === middle, formatter: (at) => `frame ${inColumn(Math.floor(at / (width + 1)), across, t)}` } }),
     yAxis: axis(look, "", { type: "category", inverse: true, data: lines, splitLine: { show: false }, axisLine: { show: false }, axisLabel: { show: false } }),
     visualMap: { min: low, max: high, calculable: false, left: columns.length * side + 24, top: 24, itemHeight: 90, textStyle: { color: look.faint }, precision: 2, text: [number(high, 2), number(low, 2)], inRange: { color: look.amounts } },
     tooltip: tip(look, ({ data: { cell } }) => [`frame ${cell.frame + 1}, row ${cell.y + 1}, column ${cell.x + 1}`, `r2c ${number(cell.value)}`]),
-    series: [{ id: "places", type: "heatmap", data: cells.map((cell) => ({ cell, value: [cell.column, cell.line, cell.value ?? "-"] })) }],
+    series: [{ id: "places", type: "heatmap", progressive: 0, data: cells.map((cell) => ({ cell, value: [cell.column, cell.line, cell.value ?? "-"] })) }],
   });
   places.show(draw, [["frame", "row", "column", "r2c"], ...cells.map((cell) => [cell.frame + 1, cell.y + 1, cell.x + 1, cell.value])],
-    [`Bright: well converted.${down > 1 ? ` ${across} frames a row, in order.` : ""}`, ...(extra.length ? [`Special tokens: ${extra.join(", ")}.`] : [])].join(" "));
+    [`Bright: well converted.${down > 1 ? ` ${across} frames a row, in their order.` : ""}`, ...(extra.length ? [`Special tokens: ${extra.join(", ")}.`] : [])].join(" "));
 }
+
+const inColumn = (first, across, t) => Array.from({ length: Math.ceil((t - first) / across) }, (_, at) => first + at * across + 1).join(", ");
 
 function showChannels(channels, { channels: { counts, bounds, below } }, target) {
   const bars = counts.map((count, at) => [(bounds[at] + bounds[at + 1]) / 2, count]);
