@@ -91,6 +91,36 @@ def write_run(
     return folder
 
 
+def write_deprived(folder: Path) -> None:
+    """A twin and what low rank left of it, with heads."""
+    for name, strength, r2c in (("whole", 0.0, 0.6), ("weak", 0.1, 0.55), ("strong", 1.0, 0.4)):
+        left = {
+            "rank_recovery": {"k": int(20 * r2c), "of": 30, "r2": [r2c - 0.02 * at for at in range(20)]},
+            "effective_rank": {"converted": 30 * r2c, "teacher": 25.0},
+            "jacobian": {"value": r2c, "standard_error": 0.01},
+        }
+        change = {"r2c": {"value": r2c - 0.6, "low": r2c - 0.61, "high": r2c - 0.59}}
+        arms = {
+            arm: {
+                "accuracy": {"value": at, "low": at - 0.05, "high": at + 0.05},
+                "difference": {"value": at - r2c, "low": at - r2c - 0.02, "high": at - r2c + 0.02},
+                "chance": 0.25,
+                "alarms": [f"the gate of {name} is shut"] if arm == "converted_supervised" and name == "weak" else [],
+            }
+            for arm, at in (("converted", r2c), ("converted_supervised", 0.62), ("student", 0.61), ("teacher", 0.8))
+        }
+        deficiency = {
+            "kind": "low_rank" if strength else "none",
+            "strength": strength,
+            "amounts": {"nuclear": strength} if strength else {},
+            "targets": {"videomae": left},
+            "twin": "whole" if strength else None,
+            "from_twin": {"videomae": change} if strength else {},
+        }
+        head = {"videomae": {"direction": {"all": arms}}}
+        write_run(folder / name, r2c=r2c, deficiency=deficiency, head=head)
+
+
 def write_where(
     folder: Path,
     *,

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from run_folders import write_run
+from run_folders import write_deprived, write_run
 
 from distill.dashboard.api import Api
 from distill.dashboard.export import export
@@ -52,39 +52,9 @@ def runs(tmp_path: Path) -> Path:
     root = tmp_path / "runs"
     write_run(root / "one" / "perceiver", r2c=0.7, where=True)
     write_run(root / "one" / "mamba", family="mamba", r2c=0.6)
-    deprived(root / "arms")
+    write_deprived(root / "arms")
     write_run(root / "going", family="dsconv", finished=False, steps=30)
     return root
-
-
-def deprived(folder: Path) -> None:
-    """A twin and what low rank left of it, with heads."""
-    for name, strength, r2c in (("whole", 0.0, 0.6), ("weak", 0.1, 0.55), ("strong", 1.0, 0.4)):
-        left = {
-            "rank_recovery": {"k": int(20 * r2c), "of": 30, "r2": [r2c - 0.02 * at for at in range(20)]},
-            "effective_rank": {"converted": 30 * r2c, "teacher": 25.0},
-            "jacobian": {"value": r2c, "standard_error": 0.01},
-        }
-        change = {"r2c": {"value": r2c - 0.6, "low": r2c - 0.61, "high": r2c - 0.59}}
-        arms = {
-            arm: {
-                "accuracy": {"value": at, "low": at - 0.05, "high": at + 0.05},
-                "difference": {"value": at - r2c, "low": at - r2c - 0.02, "high": at - r2c + 0.02},
-                "chance": 0.25,
-                "alarms": [f"the gate of {name} is shut"] if arm == "converted_supervised" and name == "weak" else [],
-            }
-            for arm, at in (("converted", r2c), ("converted_supervised", 0.62), ("student", 0.61), ("teacher", 0.8))
-        }
-        deficiency = {
-            "kind": "low_rank" if strength else "none",
-            "strength": strength,
-            "amounts": {"nuclear": strength} if strength else {},
-            "targets": {"videomae": left},
-            "twin": "whole" if strength else None,
-            "from_twin": {"videomae": change} if strength else {},
-        }
-        head = {"videomae": {"direction": {"all": arms}}}
-        write_run(folder / name, r2c=r2c, deficiency=deficiency, head=head)
 
 
 @pytest.fixture
@@ -239,16 +209,20 @@ def test_names_with_markup_are_text(page: Any, address: str, runs: Path) -> None
     drawn(page, f"val / ../../x / {HOSTILE}")
 
 
-def test_all_frames_of_a_large_grid_are_drawn(page: Any, address: str) -> None:
-    """16 x 14 x 14 places: more than ECharts draws at once where it may take its time."""
+def test_a_large_grid_is_drawn_at_once_when_the_window_changes(page: Any, address: str) -> None:
+    """16 x 14 x 14 places: more than ECharts draws in one frame where it may. A picture that is saved then
+    would lack the rest."""
     page.goto(f"{address}#/where?teacher=timesformer")
     drawn(page, "r2c by place")
-    chart = page.locator("canvas").first
-    last = """(canvas) => {
-        const at = [0.85, 0.8].map((share, side) => Math.floor(share * [canvas.width, canvas.height][side]));
-        return canvas.getContext("2d").getImageData(...at, 1, 1).data[3];
+    last_place = """async (chart) => {
+        chart.style.width = "99%";
+        for (let frame = 0; frame < 3; frame++) await new Promise(requestAnimationFrame);
+        return Math.max(...[...chart.querySelectorAll("canvas")].map((canvas) => {
+            const at = [0.85, 0.8].map((share, side) => Math.floor(share * [canvas.width, canvas.height][side]));
+            return canvas.getContext("2d").getImageData(...at, 1, 1).data[3];
+        }));
     }"""
-    assert chart.evaluate(last) == 255
+    assert page.locator(".canvas").first.evaluate(last_place) > 200
 
 
 def test_every_chart_is_saved_as_picture_and_numbers(page: Any, address: str) -> None:
