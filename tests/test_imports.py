@@ -63,7 +63,7 @@ CORE = ("torch", "numpy", "einops", "safetensors")
 ONLY = [
     (("teachers.layout",), ("torch",)),
     (("converters", "converters.*"), (*CORE, "huggingface_hub", "mamba_ssm", "causal_conv1d", "triton")),
-    (DASHBOARD, ()),
+    (DASHBOARD, ("numpy", "safetensors")),
 ]
 
 

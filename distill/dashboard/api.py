@@ -1,0 +1,106 @@
+"""Path -> what it stands for, as JSON. The server serves it, the export records it.
+
+runs                       all runs in short, the sets that can be compared, what is broken
+runs/ID                    summary and recipe of one, as they lie there
+runs/ID/series             its metrics, without points
+runs/ID/series/N           one of them, about 600 points
+runs/ID/where              the targets of its where.safetensors
+runs/ID/where/N            one of them: errors by place, channel and clip, pictures
+compare/ID/ID              the second minus the first
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+from safetensors import SafetensorError
+
+from distill.dashboard.compare import compare, where_of
+from distill.dashboard.runs import Run, Runs, comparable_sets, rounded
+
+POINTS = 600
+SCAN_EVERY = 1.0  # seconds
+
+
+class Api:
+    """Answers of the runs below `roots`. A part of a path is looked up among what there is, and names no file."""
+
+    def __init__(self, roots: Sequence[Path]) -> None:
+        self.runs, self.lock = Runs(roots), Lock()
+        self.scanned, self.found = 0.0, dict[str, Run]()
+
+    def known(self) -> Mapping[str, Run]:
+        """id -> run, looked for again every second."""
+        with self.lock:
+            if time.monotonic() - self.scanned > SCAN_EVERY or not self.scanned:
+                self.found = {run.id: run for run in self.runs.scan()}
+                self.scanned = time.monotonic()
+            return self.found
+
+    def answer(self, path: str) -> bytes | None:
+        """JSON, or None for a path that stands for nothing."""
+        found = self.find(path.split("/"))
+        return None if found is None else encode(found)
+
+    def find(self, parts: Sequence[str]) -> Any:
+        match parts:
+            case ["runs"]:
+                return self.list()
+            case ["runs", name, *rest] if name in self.known():
+                return about(self.known()[name], rest)
+            case ["compare", a, b] if a in self.known() and b in self.known():
+                return compare(self.known()[a], self.known()[b])
+        return None
+
+    def list(self) -> dict[str, Any]:
+        briefs = [run.brief() for run in self.known().values()]
+        return {"runs": briefs, "sets": comparable_sets(briefs), "roots": [str(root) for root in self.runs.roots]}
+
+
+def about(run: Run, parts: Sequence[str]) -> Any:
+    """What stands below runs/ID; None for anything else."""
+    match parts:
+        case []:
+            summary, _ = run.summary()
+            return {"name": run.name, "summary": rounded(summary), "recipe": run.recipe(), "problems": run.problems()}
+        case ["series"]:
+            run.journal.read_on()
+            at = run.journal
+            share = at.offset / at.size if at.size else 1.0
+            return {"series": at.listed(), "problems": run.problems(), "read": round(share, 3)}
+        case ["series", number] if number.isdecimal() and len(number) < 7:
+            run.journal.read_on()
+            return run.journal.points(int(number), POINTS)
+        case ["where", *rest] if len(rest) < 2:
+            return where(run, *rest)
+    return None
+
+
+def where(run: Run, number: str | None = None) -> dict[str, Any] | None:
+    """`targets`, or what is told of one; `problem` where the file is damaged."""
+    try:
+        file = where_of(run)
+        if file is None:
+            return {"targets": []} if number is None else None
+        targets = [*file.targets]
+        if number is None:
+            return {"targets": targets}
+        if not number.isdecimal() or len(number) > 6 or int(number) >= len(targets):
+            return None
+        return file.told(targets[int(number)])
+    except (ValueError, TypeError, AttributeError, SafetensorError) as error:
+        return {"targets": [], "problem": str(error)}
+
+
+def encode(found: Any) -> bytes:
+    """JSON without nan: what is left of it, in a summary that someone wrote by hand, becomes null."""
+    try:
+        text = json.dumps(found, separators=(",", ":"), allow_nan=False)
+    except ValueError:
+        text = json.dumps(rounded(found), separators=(",", ":"), allow_nan=False)
+    return text.encode()

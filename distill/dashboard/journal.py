@@ -1,0 +1,232 @@
+"""metrics.jsonl as columns of numbers. A reading goes on where the last one ended, so that a run can be watched.
+
+Nothing in such a file stops a reading: what cannot be understood is counted, and said with the number of its line.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from array import array
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import numpy as np
+
+CHUNK = 2**20  # bytes read at a time, and the longest line that is looked at
+SERIES = 2000  # of one run; further ones are not kept
+POINTS = 200_000  # of one series; beyond that every series is thinned, extremes kept
+AXES = ("seconds", "bytes")  # what a line may say of the run so far, beside its step
+HALF = "the last line is half written"
+
+
+@dataclass
+class Series:
+    """One metric against its steps. axes: what else stood beside every step, by name."""
+
+    split: str
+    target: str | None
+    metric: str
+    converter: str | None
+    step: array[float] = field(default_factory=lambda: array("d"))
+    value: array[float] = field(default_factory=lambda: array("d"))
+    axes: dict[str, array[float]] = field(default_factory=lambda: {name: array("d") for name in AXES})
+    seen: int = 0
+
+    def about(self) -> dict[str, Any]:
+        last = self.value[-1]
+        return {
+            "split": self.split,
+            "target": self.target,
+            "metric": self.metric,
+            "converter": self.converter,
+            "points": self.seen,
+            "last": last if np.isfinite(last) else None,
+            "axes": [name for name, column in self.axes.items() if len(column) == len(self.step)],
+        }
+
+    def add(self, entry: dict[str, Any], value: float) -> None:
+        self.step.append(float(entry["step"]))
+        self.value.append(value)
+        self.seen += 1
+        for name, column in self.axes.items():
+            if isinstance(entry.get(name), int | float) and len(column) == len(self.step) - 1:
+                column.append(float(entry[name]))
+        if len(self.step) >= POINTS:
+            self.keep(thin(np.asarray(self.value), POINTS // 2))
+
+    def keep(self, chosen: np.ndarray) -> None:
+        whole = len(self.step)
+        self.axes = {n: pick(c, chosen) if len(c) == whole else array("d") for n, c in self.axes.items()}
+        self.step, self.value = pick(self.step, chosen), pick(self.value, chosen)
+
+    def points(self, count: int) -> dict[str, list[float | None]]:
+        """About `count` points in the order of their steps: `step`, `value` (None: not finite), and each axis."""
+        order = np.argsort(np.asarray(self.step), kind="stable")
+        value = np.asarray(self.value)[order]
+        chosen = thin(value, count)
+        found: dict[str, list[float | None]] = {
+            "step": np.asarray(self.step)[order][chosen].tolist(),
+            "value": [float(f"{v:.6g}") if np.isfinite(v) else None for v in value[chosen]],
+        }
+        whole = {name: column for name, column in self.axes.items() if len(column) == len(self.step)}
+        return found | {name: np.asarray(column)[order][chosen].tolist() for name, column in whole.items()}
+
+
+class Journal:
+    """The metrics of one run, as far as they have been read."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.lock = path, Lock()
+        self._start_over()
+
+    def _start_over(self) -> None:
+        self.series: dict[tuple[str | None, ...], Series] = {}
+        self.problems: dict[str, tuple[int, int]] = {}  # what is wrong -> the first line that has it, how many have
+        self.offset = self.size = self.lines = 0
+        self.rest, self.skipping, self.inode = b"", False, 0
+
+    def read_on(self, budget: int = 2**26) -> None:
+        """Reads what was appended, at most `budget` bytes; anew where the file was replaced, as a resumed run does."""
+        with self.lock:
+            found = regular(self.path)
+            if found is None:
+                return self._start_over()
+            if found.st_ino != self.inode or found.st_size < self.offset:
+                self._start_over()
+            self.inode, self.size = found.st_ino, found.st_size
+            if self.offset == self.size:
+                return None
+            with open(self.path, "rb") as file:
+                file.seek(self.offset)
+                while budget > 0 and (chunk := file.read(min(CHUNK, budget))):
+                    budget -= len(chunk)
+                    self.offset += len(chunk)
+                    self._take(chunk)
+        return None
+
+    def _take(self, chunk: bytes) -> None:
+        *lines, rest = (self.rest + chunk).split(b"\n")
+        if self.skipping and lines:
+            self.skipping, lines = False, [b"", *lines[1:]]
+        if len(rest) > CHUNK or self.skipping:
+            if not self.skipping:
+                self._blame(f"longer than {CHUNK} bytes", self.lines + len(lines) + 1)
+            self.skipping, rest = True, b""
+        self.rest = rest
+        for number, entry in enumerate(parse(lines), self.lines + 1):
+            self._enter(number, entry)
+        self.lines += len(lines)
+
+    def _enter(self, number: int, entry: Any) -> None:
+        problem = wrong(entry)
+        if problem is not None:
+            if problem:
+                self._blame(problem, number)
+            return
+        names = tuple(entry.get(name) for name in ("split", "target", "metric", "converter"))
+        if names not in self.series:
+            if len(self.series) == SERIES:
+                return self._blame(f"of more than {SERIES} metrics, which are not shown", number)
+            self.series[names] = Series(*names)
+        try:
+            value = float(entry["value"]) if entry["value"] is not None else float("nan")
+            self.series[names].add(entry, value)
+        except OverflowError:
+            return self._blame("a number that is too large", number)
+        if not np.isfinite(value):
+            self._blame("without a finite value", number)
+        return None
+
+    def _blame(self, problem: str, number: int) -> None:
+        first, count = self.problems.get(problem, (number, 0))
+        self.problems[problem] = (first, count + 1)
+
+    def listed(self) -> list[dict[str, Any]]:
+        """What is known of each series, in the order in which they came."""
+        with self.lock:
+            return [series.about() for series in self.series.values()]
+
+    def points(self, number: int, count: int) -> dict[str, Any] | None:
+        """Series `number` of the list, thinned to about `count` points; None where there are not so many."""
+        with self.lock:
+            found = list(self.series.values())[number : number + 1]
+            return found[0].about() | found[0].points(count) if found else None
+
+    def complaints(self) -> list[str]:
+        """What is wrong with the file, in words."""
+        found = [
+            f"metrics.jsonl: {count} line{'s' * (count > 1)} {problem} (the first is line {first})"
+            for problem, (first, count) in self.problems.items()
+        ]
+        return found + ([f"metrics.jsonl: {HALF} ({len(self.rest)} bytes)"] if self.rest else [])
+
+
+def regular(path: Path) -> os.stat_result | None:
+    """The state of a file, None where there is none, or something else: a pipe would block, a link lead elsewhere."""
+    try:
+        found = path.lstat()
+    except OSError:
+        return None
+    return found if stat.S_ISREG(found.st_mode) else None
+
+
+def parse(lines: Sequence[bytes]) -> Iterator[Any]:
+    """What each line holds; ValueError's instance where it is no JSON. All at once where that goes: twice as fast."""
+    texts = [line.decode(errors="replace") for line in lines]
+    try:
+        together = json.loads(f"[{','.join(texts)}]")
+        if len(together) == len(texts):
+            yield from together
+            return
+    except (ValueError, RecursionError):
+        pass
+    for text in texts:
+        try:
+            yield json.loads(text) if text.strip() else None
+        except (ValueError, RecursionError) as error:
+            yield ValueError(str(error))
+
+
+def wrong(entry: Any) -> str | None:
+    """What is wrong with an entry: "" for an empty line, None for nothing."""
+    if entry is None:
+        return ""
+    if isinstance(entry, ValueError):
+        return "not JSON"
+    if not isinstance(entry, dict):
+        return "not an object"
+    names = [entry.get(name) for name in ("split", "metric")]
+    optional = [entry.get(name) for name in ("target", "converter")]
+    if not all(isinstance(name, str) for name in names) or not all(isinstance(n, str | None) for n in optional):
+        return "without split and metric"
+    if not isinstance(entry.get("step"), int | float) or isinstance(entry["step"], bool):
+        return "without a step"
+    if "value" not in entry or not isinstance(entry["value"], int | float | None):
+        return "without a number as value"
+    return None
+
+
+def pick(column: array[float], chosen: np.ndarray) -> array[float]:
+    return array("d", np.asarray(column)[chosen].tobytes())
+
+
+def thin(value: np.ndarray, count: int) -> np.ndarray:
+    """Indices of about `count` of (n,) values, increasing: first, last, least and greatest of pieces whose bounds are
+    half of them evenly, half of them logarithmically spaced, so that a start is as clear as an end."""
+    n = len(value)
+    if n <= count:
+        return np.arange(n)
+    pieces = max(count // 6, 1)
+    bounds = np.unique(np.concatenate([np.linspace(0, n, pieces + 1), np.geomspace(1, n, pieces + 1)]).astype(int))
+    starts = bounds[:-1]
+    chosen = [np.array([0, n - 1]), starts]
+    for start, end in zip(starts, bounds[1:], strict=True):
+        piece = value[start:end]
+        if np.isfinite(piece).any():
+            chosen.append(start + np.array([np.nanargmin(piece), np.nanargmax(piece)]))
+    return np.unique(np.concatenate(chosen))

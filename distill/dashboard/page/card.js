@@ -1,0 +1,131 @@
+// A chart with its title, and the same as PNG, CSV and table.
+/* global echarts */
+
+import { h, replace, table } from "./dom.js";
+import { darkness, theme } from "./theme.js";
+
+const cards = new Set();
+darkness.addEventListener("change", () => cards.forEach((one) => one.redraw()));
+
+export function forgetCards() {
+  cards.forEach((one) => one.dispose());
+  cards.clear();
+}
+
+// card.show(draw, rows, note, on): draw(theme) gives ECharts' options, rows are the data, their header first, on says
+// what a click or a zoom does.
+export function card(title, { height = 320, wide = false } = {}) {
+  const canvas = h("div", { class: "canvas", role: "img", "aria-label": title });
+  canvas.style.height = `${height}px`;
+  const note = h("p", { class: "note" });
+  const data = h("div", { class: "data", hidden: true, tabindex: "0" });
+  const button = (text, about, act) => h("button", { type: "button", title: about, onclick: act }, text);
+  const asTable = button("Table", "The same as a table", () => toggle());
+  const tools = h("div", { class: "tools" }, asTable,
+    button("CSV", "Save the data", () => save(`${title}.csv`, new Blob([csvOf(rows)], { type: "text/csv" }))),
+    button("PNG", "Save the picture", () => picture((blob) => save(`${title}.png`, blob))));
+  const heading = h("h2", {}, title);
+  const root = h("section", { class: wide ? "card wide" : "card" }, h("div", { class: "head" }, heading, tools), canvas, data, note);
+  let chart = null, draw = null, rows = [[]], acts = {};
+
+  const sizes = new ResizeObserver(() => chart && chart.resize());
+  sizes.observe(canvas);
+
+  function redraw() {
+    if (!draw) return;
+    const look = theme();
+    chart ??= echarts.init(canvas, null, { renderer: "canvas" });
+    for (const [event, act] of Object.entries(acts)) chart.off(event).on(event, act);
+    chart.setOption({ animation: false, textStyle: { fontFamily: look.font, fontSize: 12 }, ...draw(look) }, { notMerge: true });
+  }
+  function fillTable() {
+    if (!data.hidden) replace(data, table(rows[0], rows.slice(1).map((row) => row.map((cell) => cell ?? ""))));
+  }
+  function toggle() {
+    data.hidden = !data.hidden;
+    canvas.hidden = !data.hidden;
+    asTable.setAttribute("aria-pressed", String(!data.hidden));
+    fillTable();
+  }
+  function picture(done) {
+    if (chart) fetchless(chart.getDataURL({ pixelRatio: 2, backgroundColor: theme().surface }), done);
+  }
+  const one = {
+    root,
+    redraw,
+    dispose: () => { sizes.disconnect(); if (chart) chart.dispose(); },
+    show(newDraw, newRows, text = "", on = {}) {
+      [draw, rows, acts] = [newDraw, newRows, on];
+      tools.hidden = false;
+      canvas.hidden = !data.hidden;
+      replace(note, text);
+      redraw();
+      fillTable();
+      if (!performance.getEntriesByName("first-chart").length) performance.mark("first-chart");
+    },
+    // Says in words why there is nothing to see.
+    say(text) {
+      draw = null;
+      if (chart) chart.dispose();
+      [chart, rows] = [null, [[]]];
+      canvas.hidden = tools.hidden = data.hidden = true;
+      replace(note, text);
+    },
+    height(pixels) {
+      canvas.style.height = `${pixels}px`;
+      if (chart) chart.resize();
+    },
+    empty: () => !draw,
+    width: () => canvas.clientWidth,
+    title(text) { replace(heading, text); },
+  };
+  cards.add(one);
+  return one;
+}
+
+function fetchless(url, done) {
+  const bytes = Uint8Array.from(atob(url.split(",")[1]), (letter) => letter.charCodeAt(0));
+  done(new Blob([bytes], { type: "image/png" }));
+}
+
+export function save(name, blob) {
+  const link = h("a", { href: URL.createObjectURL(blob), download: name.replace(/[^\w.-]+/g, "_") });
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 1000);
+}
+
+// A cell that a spreadsheet would take for a formula gets a quote in front.
+export function csvOf(rows) {
+  const cell = (value) => {
+    const text = typeof value === "string" && /^[=+\-@\t\r]/.test(value) ? `'${value}` : String(value ?? "");
+    return /[",\n\r]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
+  };
+  return rows.map((row) => row.map(cell).join(",")).join("\n") + "\n";
+}
+
+// --- what the charts' options have in common
+
+export function axis(look, name, more = {}) {
+  return {
+    name, nameLocation: "middle", nameGap: 30, nameTextStyle: { color: look.faint },
+    axisLabel: { color: look.faint, hideOverlap: true }, axisLine: { lineStyle: { color: look.line } },
+    axisTick: { show: false }, splitLine: { lineStyle: { color: look.line, opacity: 0.6 } }, ...more,
+  };
+}
+
+// Whiskers from low to high for data [low, place, high]: along x, or upright. tint(at) -> colour of the at-th.
+export function whiskers(id, data, tint, { upright = false } = {}) {
+  const renderItem = (params, api) => {
+    const [from, to] = [0, 2].map((end) => api.coord(upright ? [api.value(1), api.value(end)] : [api.value(end), api.value(1)]));
+    return { type: "line", shape: { x1: from[0], y1: from[1], x2: to[0], y2: to[1] }, style: { stroke: tint(params.dataIndex), lineWidth: 2.5 } };
+  };
+  return { id, type: "custom", silent: true, data, encode: upright ? { x: 1, y: [0, 2] } : { x: [0, 2], y: 1 }, renderItem };
+}
+
+// Lines of text beside the pointer, built of text nodes. lines(what ECharts points at) -> array of strings.
+export function tip(look, lines, more = {}) {
+  return {
+    confine: true, backgroundColor: look.surface, borderColor: look.line, textStyle: { color: look.text, fontSize: 12 },
+    formatter: (at) => h("div", {}, lines(at).map((line) => h("div", {}, line))), ...more,
+  };
+}

@@ -1,0 +1,138 @@
+// What was measured during training: a few runs at a time, the best of every family first.
+
+import { axis, card, tip } from "./card.js";
+import { get } from "./data.js";
+import { h, number, replace, select, shortPath } from "./dom.js";
+import { floorLines, lineGroups, nearAndFar, reach } from "./floors.js";
+import { METRICS, chosen, floorsOf, standings, variants } from "./runs.js";
+import { change, note } from "./state.js";
+import { colour, dash } from "./theme.js";
+
+const MOST = 12; // runs in one chart
+const LISTED = 300; // runs in the list; the filter finds the others
+const AXES = { step: "step", seconds: "seconds", bytes: "bytes read" };
+
+export function mountCurves(main) {
+  const metric = select("metric", (value) => change({ series: value }));
+  const along = select("against", (value) => change({ x: value, zoom: null }));
+  const scale = select("spaced", (value) => change({ log: value, zoom: null }));
+  const floors = select("floors", (value) => change({ floors: value }));
+  const filter = h("input", { type: "search", id: "filter", placeholder: "filter runs (/)", "aria-label": "Filter runs", oninput: () => fillList() });
+  const list = h("ul", { class: "runs" });
+  const about = h("p", { class: "note" });
+  const problems = h("ul", { class: "problems" });
+  const chart = card("Curves", { height: 560 });
+  let model, at, shown = [], turn = 0;
+  replace(main, h("div", { class: "controls" }, metric.root, along.root, scale.root, floors.root),
+    h("div", { class: "beside" }, h("aside", { class: "card" }, filter, about, list), h("div", {}, chart.root, problems)));
+
+  function fillList() {
+    const words = filter.value.toLowerCase().split(/\s+/);
+    const wanted = model.runs.filter((run) => words.every((word) => `${run.name} ${run.family}`.toLowerCase().includes(word)));
+    const first = [...wanted].sort((a, b) => shown.includes(b.id) - shown.includes(a.id)).slice(0, LISTED);
+    replace(list, first.map((run) => h("li", {}, h("label", {},
+      h("input", { type: "checkbox", value: run.id, checked: shown.includes(run.id), onchange: (event) => toggle(run.id, event.target.checked) }),
+      h("span", { class: "name", title: run.name }, shortPath(run.name, 24)), h("span", { class: "faint" }, run.state === "finished" ? run.family ?? "" : run.state)))));
+    replace(about, `${shown.length} of ${model.runs.length} shown${wanted.length > LISTED ? `; the first ${LISTED} of ${wanted.length} are listed` : ""}. At most ${MOST} at a time.`);
+  }
+  function toggle(id, on) {
+    const runs = on ? [...shown, id] : shown.filter((one) => one !== id);
+    change({ runs: runs.slice(-MOST).join(",") || "none" });
+  }
+
+  return async (newModel, state) => {
+    const mine = ++turn;
+    [model, at] = [newModel, chosen(newModel, state)];
+    shown = selected(model, at, state);
+    const before = document.activeElement?.value;
+    fillList();
+    [...list.querySelectorAll("input")].find((one) => one.value === before)?.focus();
+    const runs = shown.map((id) => model.byId.get(id));
+    const lists = await Promise.all(runs.map((run) => get(`runs/${run.id}/series`, String(run.stamp))));
+    if (mine !== turn) return;
+    const names = metricNames(lists);
+    const key = names.includes(state.series) ? state.series : preferred(names, at.target);
+    metric.fill(names.map((name) => [name, name]), key, { always: true });
+    replace(problems, runs.flatMap((run, i) => complaints(run, lists[i])));
+    const found = await Promise.all(runs.map(async (run, i) => {
+      const which = lists[i].series.findIndex((one) => nameOf(one) === key);
+      return { run, points: which < 0 ? null : await get(`runs/${run.id}/series/${which}`, String(run.stamp)) };
+    }));
+    if (mine !== turn) return;
+    const lines = found.filter((one) => one.points?.step.length);
+    const axes = Object.keys(AXES).filter((name) => name === "step" || (lines.length && lines.every((one) => one.points[name])));
+    const x = axes.includes(state.x) ? state.x : "step";
+    along.fill(axes.map((name) => [name, AXES[name]]), x, { always: true });
+    scale.fill([["", "even"], ["log", "logarithmic"]], state.log ?? "");
+    floors.fill([["", "near"], ["all", "all"], ["none", "none"]], state.floors ?? "");
+    drawCurves(chart, { model, at, lines, key, x, log: state.log === "log", only: axes.length === 1, floors: state.floors, zoom: state.zoom });
+  };
+}
+
+// The runs of the address, or the best of every family on val for the teacher; without any summary the newest ones.
+function selected(model, at, state) {
+  if (state.runs) return state.runs.split(",").filter((id) => model.byId.has(id)).slice(0, MOST);
+  const best = standings(variants(at.runs), at.target).map((one) => one.first.id);
+  const open = model.runs.filter((run) => run.state === "running").map((run) => run.id);
+  const newest = [...model.runs].sort((a, b) => b.changed - a.changed).map((run) => run.id);
+  return (best.length + open.length ? [...best, ...open] : newest).slice(0, MOST / 2);
+}
+
+const nameOf = (one) => [one.split, one.target, one.metric].filter((part) => part != null).join(" / ") + (one.converter ? ` (${one.converter})` : "");
+
+function metricNames(lists) {
+  return [...new Set(lists.flatMap((one) => one.series.map(nameOf)))].sort();
+}
+
+function preferred(names, target) {
+  return names.find((name) => name === `val / ${target} / r2c`) ?? names.find((name) => name.endsWith("/ r2c")) ?? names.find((name) => name === "train / loss") ?? names[0];
+}
+
+function complaints(run, { problems, read }) {
+  const found = read < 1 ? [...problems, `${Math.floor(100 * read)}% of metrics.jsonl are read so far`] : problems;
+  return found.map((problem) => h("li", {}, h("b", {}, run.name), `: ${problem}`));
+}
+
+function drawCurves(chart, { model, at, lines, key, x, log, only, floors, zoom }) {
+  if (!lines.length) return chart.say(key ? `None of the chosen runs holds ${key}.` : "The chosen runs hold no metrics.");
+  const [, target, metric] = key.replace(/ \(.*\)$/, "").split(" / ");
+  const [best] = standings(variants(at.runs), target);
+  const known = best && floors !== "none" && METRICS.includes(metric) ? [...floorsOf(best, at.runs, target, metric).values()] : [];
+  const values = lines.flatMap((one) => one.points.value).filter((value) => value != null).map((value) => ({ value }));
+  const { near, far } = nearAndFar(known, values, { all: floors === "all" });
+  const groups = lineGroups(near, values);
+  const twins = new Map();
+  const styled = lines.map((one) => {
+    const family = model.familyAt(one.run);
+    const again = twins.get(family) ?? 0;
+    twins.set(family, again + 1);
+    return { ...one, family, again };
+  });
+  const [start, end] = /^\d+(\.\d+)?-\d+(\.\d+)?$/.test(zoom) ? zoom.split("-").map(Number) : [0, 100];
+  const option = (look) => ({
+    grid: { left: 64, right: 130, top: 20, bottom: 48 },
+    xAxis: axis(look, AXES[x], { type: log ? "log" : "value", max: "dataMax", min: log ? "dataMin" : null }),
+    yAxis: axis(look, key, { type: "value", scale: true, nameGap: 48, ...(near.length ? reach(near, values) : {}) }),
+    dataZoom: [{ type: "inside", filterMode: "none", start, end }],
+    tooltip: tip(look, (at) => [`${AXES[x]} ${at[0].value[0]}`, ...at.map((one) => `${one.seriesName}: ${number(one.value[1], 4)}`)], { trigger: "axis" }),
+    series: [
+      ...styled.map(({ run, points, family, again }) => ({
+        id: run.id, name: run.name, type: "line", showSymbol: points.step.length < 30, symbolSize: 5,
+        data: points[x].map((along, i) => [along, points.value[i]]).filter(([along]) => !log || along > 0),
+        lineStyle: { color: colour(family, look), type: dash(again), width: 1.8 }, itemStyle: { color: colour(family, look) },
+        endLabel: { show: true, formatter: shortPath(run.name, 18), color: look.text, fontSize: 11 }, labelLayout: { moveOverlap: "shiftY" },
+      })),
+      { id: "floors", type: "line", data: [], markLine: { ...floorLines(look, groups), label: { ...floorLines(look, groups).label, position: "insideStartTop" } } },
+    ],
+  });
+  const rows = [["run", x, key], ...lines.flatMap(({ run, points }) => points[x].map((along, i) => [run.name, along, points.value[i]]))];
+  const notes = ["Colour: family. Dash: further runs of it. The wheel zooms."];
+  if (known.length) notes.push(`Dashed: floors and references of the best run, on test${far}.`);
+  if (new Set(lines.map((one) => one.run.set)).size > 1) notes.push("These runs are not all known to be on the same clips, view and normaliser: do not compare them.");
+  if (only) notes.push("These files hold steps alone, no seconds and no bytes.");
+  if (lines.some(({ points }) => points.points > points.step.length)) notes.push("Thinned to about 600 points a line; extremes are kept.");
+  chart.title(key);
+  chart.show(option, rows, notes.join(" "), {
+    datazoom: ({ batch: [at] }) => note({ zoom: at.start > 0 || at.end < 100 ? `${at.start.toFixed(1)}-${at.end.toFixed(1)}` : null }),
+  });
+}

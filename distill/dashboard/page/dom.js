@@ -1,0 +1,64 @@
+// Elements out of plain values. Text is always text: nothing here, or anywhere on the page, reads markup from data.
+
+export function h(tag, attributes = {}, ...children) {
+  const element = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) {
+    if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
+    else if (value === true) element.setAttribute(name, "");
+    else if (value !== false && value != null) element.setAttribute(name, value);
+  }
+  element.append(...children.flat(Infinity).filter((child) => child != null && child !== false).map(asNode));
+  return element;
+}
+
+function asNode(child) {
+  return child instanceof Node ? child : document.createTextNode(String(child));
+}
+
+export function replace(element, ...children) {
+  element.replaceChildren(...children.flat(Infinity).filter((child) => child != null && child !== false).map(asNode));
+}
+
+// A labelled <select>. It survives updates of the page: only other options are written anew, so focus stays.
+export function select(label, choose) {
+  const list = h("select", { "aria-label": label, onchange: () => choose(list.value) });
+  const root = h("label", { class: "field" }, h("span", {}, label), list);
+  let shown = "";
+  return {
+    root,
+    // options: [value, text] pairs. The control hides where there is nothing to choose, unless it is always to be seen.
+    fill(options, value, { always = false } = {}) {
+      const wanted = JSON.stringify(options);
+      if (wanted !== shown) replace(list, options.map(([key, text]) => h("option", { value: key }, text)));
+      shown = wanted;
+      list.value = value ?? "";
+      root.hidden = options.length < 2 && !always;
+    },
+  };
+}
+
+export function table(header, rows, attributes = {}) {
+  const cells = (row, tag) => h("tr", {}, row.map((cell) => (cell instanceof HTMLTableCellElement ? cell : h(tag, {}, cell))));
+  return h("table", attributes, h("thead", {}, cells(header, "th")), h("tbody", {}, rows.map((row) => cells(row, "td"))));
+}
+
+export function number(value, digits = 3) {
+  return value == null ? "–" : value.toFixed(digits).replace(/^-(?=0\.?0*$)/, "").replace("-", "−");
+}
+
+export function signed(value, digits = 3) {
+  return value == null ? "–" : (value < 0 ? "" : "+") + number(value, digits);
+}
+
+export function between(low, high, digits = 3) {
+  return low == null || high == null ? "" : `[${number(low, digits)}, ${number(high, digits)}]`;
+}
+
+export function short(name, length = 28) {
+  return name.length <= length ? name : `${name.slice(0, length - 1)}…`;
+}
+
+// The same for paths, of which the end tells more.
+export function shortPath(name, length = 28) {
+  return name.length <= length ? name : `…${name.slice(1 - length)}`;
+}

@@ -1,0 +1,130 @@
+// The list of runs as pages need it: sets that can be compared, variants (a recipe in several seeds), and the best of
+// every family. What is chosen is chosen on val; what is shown was measured on test.
+
+export const METRICS = ["r2c", "r2", "cos_std", "cka", "nmse", "smooth_l1", "cosine"];
+const LOWER = new Set(["nmse", "smooth_l1"]);
+export const COSTS = { macs: "MACs a clip", parameters: "parameters", latency_ms: "ms a clip" };
+
+const own = (object, name) => (object && Object.hasOwn(object, name) ? object[name] : undefined);
+export const dig = (object, ...names) => names.reduce(own, object);
+const mean = (values) => (values.length && !values.includes(undefined) && !values.includes(null)
+  ? values.reduce((a, b) => a + b, 0) / values.length : null);
+export const better = (metric, a, b) => b == null || (a != null && (LOWER.has(metric) ? a < b : a > b));
+
+export function buildModel(list) {
+  const byId = new Map(list.runs.map((run) => [run.id, run]));
+  const families = [...new Set(list.runs.map((run) => run.family ?? "unknown"))].sort();
+  return { ...list, byId, families, familyAt: (run) => families.indexOf(run.family ?? "unknown") };
+}
+
+// What a page shows, out of the address, with what is missing or does not exist replaced by the first there is.
+export function chosen(model, state) {
+  const set = model.sets[Number(state.set)] ? Number(state.set) : 0;
+  const runs = model.runs.filter((run) => run.set === set);
+  const targets = model.sets[set] ? model.sets[set].targets : [];
+  return {
+    set, runs, targets,
+    target: targets.includes(state.teacher) ? state.teacher : targets[0],
+    metric: METRICS.includes(state.metric) ? state.metric : "r2c",
+    cost: Object.hasOwn(COSTS, state.cost ?? "") ? state.cost : "macs",
+  };
+}
+
+export const deprived = (run) => !["none", null, undefined].includes(dig(run, "deficiency", "kind"));
+
+// Runs of one recipe in several seeds are one variant. A seed that comes again is not one more: it starts another.
+export function variants(runs) {
+  const found = [];
+  for (const run of runs.filter((one) => one.targets && !deprived(one))) {
+    const fits = ({ first, seeds }) => run.recipe && first.recipe === run.recipe && !seeds.some((one) => one.seed === run.seed);
+    const known = found.find(fits);
+    if (known) known.seeds.push(run);
+    else found.push({ seeds: [run], family: run.family ?? "unknown", first: run });
+  }
+  return found;
+}
+
+export const onVal = (variant, target) => mean(variant.seeds.map((run) => dig(run, "chosen", "r2c", target)));
+
+// A variant's number on test: the mean over seeds, and an interval that spans those of all.
+export function measured(variant, target, metric) {
+  const each = variant.seeds.map((run) => dig(run, "targets", target, metric));
+  return { value: mean(each), ...span(variant.seeds.map((run) => dig(run, "intervals", target, metric) ?? [])) };
+}
+
+export function gained(variant, target) {
+  const each = variant.seeds.map((run) => dig(run, "gain", target) ?? {});
+  return { value: mean(each.map((one) => one.value)), ...span(each.map((one) => [one.low, one.high])) };
+}
+
+function span(pairs) {
+  const whole = pairs.length && pairs.every(([low, high]) => low != null && high != null);
+  return whole ? { low: Math.min(...pairs.map(([low]) => low)), high: Math.max(...pairs.map(([, high]) => high)) } : {};
+}
+
+export const costOf = (variant, name) => mean(variant.seeds.map((run) => dig(run, "cost", name)));
+
+// family -> its variant that is best on val for a target; without numbers from val the first there is.
+export function bestOfFamilies(all, target) {
+  const best = new Map();
+  for (const variant of all.filter((one) => dig(one.first, "targets", target))) {
+    const known = best.get(variant.family);
+    if (!known || (onVal(variant, target) ?? -Infinity) > (onVal(known, target) ?? -Infinity)) best.set(variant.family, variant);
+  }
+  return best;
+}
+
+// The families of a target, the best on val first.
+export function standings(all, target) {
+  return [...bestOfFamilies(all, target).values()].sort((a, b) => (onVal(b, target) ?? -Infinity) - (onVal(a, target) ?? -Infinity));
+}
+
+// floor or reference -> its number beside a variant, or beside any run that has it. A twin is neither.
+export function floorsOf(variant, runs, target, metric) {
+  const found = new Map();
+  for (const kind of ["floors", "references"]) {
+    for (const run of [...variant.seeds, ...runs.filter((one) => !deprived(one))]) {
+      for (const name of Object.keys(run[kind] ?? {})) {
+        const value = dig(run, kind, name, target, metric);
+        if (value != null && name !== "twin" && !found.has(name)) found.set(name, { name, value, kind });
+      }
+    }
+  }
+  return found;
+}
+
+// By how much the best is ahead of the next: paired where a contest trained both, else the bare difference.
+export function leadOver(best, next, target) {
+  const pairs = best.seeds.map((run) => {
+    const rival = next.seeds.find((one) => one.seed === run.seed && folder(one) === folder(run));
+    return rival && dig(run, "lead", rival.name.split("/").at(-1), target);
+  });
+  if (pairs.length && pairs.every(Boolean)) {
+    return { value: mean(pairs.map((one) => one.value)), ...span(pairs.map((one) => [one.low, one.high])), paired: true };
+  }
+  const [ours, theirs] = [best, next].map((one) => measured(one, target, "r2c").value);
+  return { value: ours == null || theirs == null ? null : ours - theirs, paired: false };
+}
+
+const folder = (run) => run.name.split("/").slice(0, -1).join("/");
+
+// Why a number is not to be believed (no), or only with care (care).
+export function doubts(variant, runs, target) {
+  const [no, care] = [[], []];
+  const value = measured(variant, target, "r2c").value;
+  const gain = gained(variant, target);
+  const floors = floorsOf(variant, runs, target, "r2c");
+  const at = (name) => floors.get(name)?.value;
+  const mark = dig(variant.first, "marks", target, "r2c");
+  if (mark) no.push(mark);
+  if (variant.first.weights === "standin") no.push("stand-in backbones: this shows machinery only");
+  if (Math.abs(at("shuffled") ?? 0) > 0.05) no.push(`shuffled control is ${at("shuffled").toFixed(2)}: something leaks`);
+  if (gain.value == null) care.push("no ridge floor to compare with");
+  else if (!(gain.low > 0)) no.push("not above ridge");
+  if (at("pixels") != null && at("pixels") > 0.9 * value) no.push(`pixels alone reach ${at("pixels").toFixed(2)}`);
+  for (const name of ["ridge_local", "skip", "mlp"]) if (at(name) >= value) no.push(`not above the floor ${name}`);
+  if (variant.seeds.length < 3) care.push(`${variant.seeds.length} seed${variant.seeds.length > 1 ? "s" : ""}`);
+  const refused = dig(variant.first, "clips", "refused");
+  if (refused) care.push(`${refused} clips refused`);
+  return { no, care };
+}

@@ -1,0 +1,286 @@
+"""The run folders below some folders, what each says of itself in short, and which of them can be compared."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from distill.dashboard.journal import Journal, parse, regular, wrong
+
+FILES = ("summary.json", "metrics.jsonl", "recipe.yaml")  # a folder with one of them is a run's
+INSIDE = ("checkpoints", "bundle")  # of a run, where no further runs are
+LARGEST = 2**26  # bytes of a summary or recipe that are read
+TAIL = 2**18  # bytes of a run's metrics that tell how far it is
+QUIET = 600  # seconds without a line after which a run that has not ended no longer counts as running
+MUST_AGREE = ("split", "view", "data", "normaliser")
+Summary = Mapping[str, Any]
+
+
+class Run:
+    """A run folder. id: stands for it in addresses, in which no name of a file ever comes."""
+
+    def __init__(self, path: Path, name: str) -> None:
+        self.path, self.name = path, name
+        self.id = hashlib.sha256(name.encode(errors="surrogateescape")).hexdigest()[:12]
+        self.journal = Journal(path / "metrics.jsonl")
+        self._read: dict[tuple[str, Any], tuple[tuple[int, ...], Any]] = {}
+
+    def cached(self, name: str, read: Callable[[Path], Any]) -> Any:
+        """read(path) of a file of the folder, again when the file is another; None where there is none."""
+        found = regular(self.path / name)
+        if found is None:
+            return None
+        state = (found.st_ino, found.st_mtime_ns, found.st_size)
+        known = self._read.get((name, read))
+        if known is None or known[0] != state:
+            known = self._read[name, read] = (state, read(self.path / name))
+        return known[1]
+
+    def summary(self) -> tuple[Summary | None, str | None]:
+        """summary.json and what is wrong with it. It is not kept: with heads and probes it is large."""
+        there = regular(self.path / "summary.json") is not None
+        return read_summary(self.path / "summary.json") if there else (None, None)
+
+    def short(self) -> tuple[dict[str, Any] | None, str | None]:
+        """What the list of runs needs of it, and what is wrong with it."""
+        return self.cached("summary.json", read_short) or (None, None)
+
+    def recipe(self) -> str:
+        return self.cached("recipe.yaml", read_text) or ""
+
+    def settings(self) -> dict[str, str]:
+        return self.cached("recipe.yaml", read_settings) or {}
+
+    def problems(self) -> list[str]:
+        wrong_with_summary = self.short()[1]
+        return ([wrong_with_summary] if wrong_with_summary else []) + self.journal.complaints()
+
+    def stamp(self) -> list[int]:
+        """Changes whenever metrics or summary do."""
+        states = [regular(self.path / name) for name in FILES[:2]]
+        return [state.st_size if state else 0 for state in states]
+
+    def brief(self) -> dict[str, Any]:
+        """What the list of runs shows."""
+        (short, _), found = self.short(), regular(self.path / "metrics.jsonl")
+        if found and found.st_size <= TAIL:
+            self.journal.read_on()
+        changed = found.st_mtime if found else 0.0
+        told = self.settings()
+        state = "finished" if short else "running" if time.time() - changed < QUIET else "quiet"
+        brief = {
+            "id": self.id,
+            "name": self.name,
+            "state": state,
+            "changed": round(changed),
+            "stamp": self.stamp(),
+            "steps": whole(told.get("train.steps")),
+            "seed": whole(told.get("train.seed")),
+            "family": told.get("converter.family"),
+            "recipe": digest(told),
+            "problems": self.problems(),
+            "where": regular(self.path / "where.safetensors") is not None,
+        }
+        return brief | (short or self.cached("metrics.jsonl", progress) or {})
+
+
+class Runs:
+    """All runs below `roots`. A name is the path below its root, behind the root's own where there are several."""
+
+    def __init__(self, roots: Sequence[Path]) -> None:
+        self.roots = roots
+        self.known: dict[Path, Run] = {}
+
+    def scan(self) -> list[Run]:
+        """The runs that there are now, in the order of their names."""
+        found = {}
+        short = len({root.resolve().name for root in self.roots}) == len(self.roots)
+        for root in self.roots:
+            above = "" if len(self.roots) == 1 else root.resolve().name if short else root.as_posix()
+            for path in run_folders(root):
+                name = "/".join(filter(None, [above, *path.relative_to(root).parts])) or root.resolve().name
+                found[path] = self.known.get(path) or Run(path, name)
+        self.known = found
+        return sorted(found.values(), key=lambda run: run.name)
+
+
+def run_folders(root: Path) -> Iterable[Path]:
+    """Links are not followed: they may lead in circles."""
+    for folder, inside, files in os.walk(root):
+        is_run = any(name in files for name in FILES)
+        inside[:] = sorted(name for name in inside if not (is_run and name in INSIDE) and not name.startswith("."))
+        if is_run:
+            yield Path(folder)
+
+
+def read_text(path: Path) -> str:
+    with open(path, "rb") as file:
+        return file.read(LARGEST).decode(errors="replace")
+
+
+def read_summary(path: Path) -> tuple[Summary | None, str | None]:
+    try:
+        found = json.loads(read_text(path))
+    except (ValueError, RecursionError) as error:
+        return None, f"summary.json cannot be read ({error})"
+    if not isinstance(found, dict) or not numbers_by_target(found.get("targets")):
+        return None, "summary.json is not the summary of a run: it has no numbers under `targets`"
+    return found, None
+
+
+def read_short(path: Path) -> tuple[dict[str, Any] | None, str | None]:
+    summary, problem = read_summary(path)
+    return (None if summary is None else shortened(summary)), problem
+
+
+def numbers_by_target(found: Any) -> bool:
+    """Whether something is {target: {metric: number or None}}, and not empty."""
+    return (
+        isinstance(found, dict)
+        and bool(found)
+        and all(
+            isinstance(metrics, dict) and all(isinstance(value, int | float | None) for value in metrics.values())
+            for metrics in found.values()
+        )
+    )
+
+
+def shortened(summary: Summary) -> dict[str, Any]:
+    """What the list of runs needs of a summary. Entries of another form than a run writes are left out."""
+    deficiency = section(summary, "deficiency")
+    floors = {name: found for name, found in section(summary, "floors").items() if numbers_by_target(found)}
+    references = {name: found for name, found in section(summary, "references").items() if numbers_by_target(found)}
+    heads = section(summary, "head")
+    found = {
+        "targets": summary["targets"],
+        "floors": floors,
+        "references": references,
+        **{name: section(summary, name) for name in ("intervals", "marks", "gain", "lead", "cost", "clips", "chosen")},
+        "digests": section(summary, "digests"),
+        "weights": summary.get("weights"),
+        "deficiency": {name: deficiency.get(name) for name in ("kind", "strength", "amounts", "twin")},
+        "head": bool(heads),
+    }
+    if isinstance(summary.get("family"), str):
+        found["family"] = summary["family"]
+    return rounded(found)
+
+
+def section(summary: Summary, name: str) -> dict[str, Any]:
+    found = summary.get(name)
+    return found if isinstance(found, dict) else {}
+
+
+def rounded(found: Any) -> Any:
+    """Numbers to six digits; what JSON does not have becomes None."""
+    if isinstance(found, float):
+        return float(f"{found:.6g}") if math.isfinite(found) else None
+    if isinstance(found, dict):
+        return {key: rounded(value) for key, value in found.items()}
+    return [rounded(value) for value in found] if isinstance(found, list) else found
+
+
+def progress(path: Path) -> dict[str, Any]:
+    """The last step of a run that has not ended, and its last r2c on val by target, from the end of its metrics."""
+    with open(path, "rb") as file:
+        file.seek(max(0, path.stat().st_size - TAIL))
+        lines = file.read().split(b"\n")[:-1]
+    step, validated = None, {}
+    for entry in parse(lines):
+        if wrong(entry) is None:
+            step = entry["step"]
+            if (entry["split"], entry["metric"]) == ("val", "r2c") and not entry.get("converter"):
+                validated[str(entry.get("target"))] = rounded(entry["value"])
+    return {"step": step, "validated": validated}
+
+
+# --- recipes
+
+
+def read_settings(path: Path) -> dict[str, str]:
+    return settings(read_text(path))
+
+
+def settings(text: str) -> dict[str, str]:
+    """A recipe.yaml as dotted key -> text of its value. It knows the form in which runs write them: a key or an item a
+    line, by indentation. Any other line belongs to the value before it."""
+    found: dict[str, str] = {}
+    above: list[tuple[int, str]] = []
+    for line in text.splitlines():
+        body = line.strip()
+        key, colon, value = body.partition(":")
+        depth = len(line) - len(line.lstrip())
+        if colon and not body.startswith("- ") and (not value or value.startswith(" ")):
+            above = [(at, name) for at, name in above if at < depth] + [(depth, key)]
+            value = value.strip()
+            if value:
+                found[dotted(above)] = value
+        elif body and above:
+            found[dotted(above)] = " ".join(filter(None, (found.get(dotted(above)), body)))
+    return found
+
+
+def dotted(above: Sequence[tuple[int, str]]) -> str:
+    return ".".join(name for _, name in above)
+
+
+def digest(told: Mapping[str, str]) -> str:
+    """The same for recipes that differ in their seed and folder alone."""
+    kept = sorted((key, value) for key, value in told.items() if key != "train.seed" and not key.startswith("run."))
+    return hashlib.sha256(repr(kept).encode(errors="surrogatepass")).hexdigest()[:12] if kept else ""
+
+
+def whole(text: str | None) -> int | None:
+    return int(text) if text and text.isdecimal() and len(text) < 16 else None
+
+
+# --- what can be compared
+
+
+def differing(ours: Summary, theirs: Summary) -> list[str]:
+    """Of split, view, data and normaliser those in which two runs differ. The last is one of all targets, and says
+    nothing of runs on other ones."""
+    same_targets = set(ours["targets"]) == set(theirs["targets"])
+    digests = [section(summary, "digests") for summary in (ours, theirs)]
+    return [
+        name
+        for name in MUST_AGREE
+        if digests[0].get(name) != digests[1].get(name) and (name != "normaliser" or same_targets)
+    ]
+
+
+def comparable_sets(briefs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Parts the finished runs into sets within which all can be compared, the largest first: writes the number of its
+    set into each, and says of every set its digests, clips, targets, and in what it differs from the first."""
+    sets: list[dict[str, Any]] = []
+    for brief in briefs:
+        if "targets" not in brief:
+            continue
+        home = next((one for one in sets if not any(differing(brief, other) for other in one["kinds"])), None)
+        if home is None:
+            home = {"kinds": [], "runs": []}
+            sets.append(home)
+        if not any(brief["targets"].keys() == other["targets"].keys() for other in home["kinds"]):
+            home["kinds"].append(brief)
+        home["runs"].append(brief)
+    sets.sort(key=lambda one: -len(one["runs"]))
+    for number, one in enumerate(sets):
+        for brief in one["runs"]:
+            brief["set"] = number
+        one["differs"] = differing(one["kinds"][0], sets[0]["kinds"][0])
+    return [
+        {
+            "digests": one["kinds"][0]["digests"],
+            "clips": one["kinds"][0]["clips"],
+            "differs": one["differs"],
+            "runs": len(one["runs"]),
+            "targets": sorted({target for brief in one["kinds"] for target in brief["targets"]}),
+        }
+        for one in sets
+    ]

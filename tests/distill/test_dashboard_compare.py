@@ -1,0 +1,138 @@
+"""Run B minus run A: the interval against torch's of the training's own metrics, and every reason to refuse."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from run_folders import DIGESTS, summary, write_run, write_where
+from safetensors.numpy import load_file, save_file
+
+from distill.dashboard.__main__ import main
+from distill.dashboard.compare import PAIRED, UNPAIRED, compare
+from distill.dashboard.runs import Run
+from distill.dashboard.where import Where, paired
+
+
+def pair(a: Path, b: Path) -> dict:
+    return compare(Run(a, a.name), Run(b, b.name))
+
+
+def test_the_interval_is_that_of_the_difference_over_groups() -> None:
+    """Against the normal law: with many groups the bootstrap's width is 1.96 standard errors to either side."""
+    draw = np.random.default_rng(0)
+    common, groups = draw.gamma(9, 1 / 9, 600), [f"g{n // 2}" for n in range(600)]
+    theirs = np.stack([0.4 * common, np.ones(600)])
+    ours = np.stack([0.4 * common + 0.05 + 0.1 * np.repeat(draw.normal(size=300), 2), np.ones(600)])
+    found = paired(ours, theirs, groups)
+    change = (theirs[0] - ours[0]).reshape(300, 2).mean(1)
+    assert found["value"] == pytest.approx(change.mean())
+    half = 1.96 * change.std(ddof=1) / 300**0.5
+    assert found["high"] - found["value"] == pytest.approx(half, rel=0.1)
+    assert found["value"] - found["low"] == pytest.approx(half, rel=0.1)
+    assert paired(ours, ours, groups) == {"value": 0, "low": 0, "high": 0}
+
+
+def test_clips_of_both_give_a_paired_interval(tmp_path: Path) -> None:
+    a, b = (write_run(tmp_path / name, r2c=r2c, where=True) for name, r2c in (("a", 0.6), ("b", 0.7)))
+    found = pair(a, b)
+    change = found["targets"]["videomae"]["r2c"]
+    assert found["notes"]["videomae"] == PAIRED and found["recipe"] == []
+    assert change["value"] == pytest.approx(0.1) and 0.05 < change["low"] < change["high"] < 0.15
+    assert "low" not in found["targets"]["videomae"]["cka"]
+
+
+def test_a_contest_gives_the_interval_of_its_summary(tmp_path: Path) -> None:
+    a = write_run(tmp_path / "top" / "mamba", family="mamba", r2c=0.5)
+    lead = {"mamba": {"videomae": {"value": 0.1, "low": 0.08, "high": 0.12}}}
+    b = write_run(tmp_path / "top" / "perceiver", r2c=0.6, lead=lead)
+    found = pair(a, b)
+    assert (found["targets"]["videomae"]["r2c"]["low"], found["notes"]["vivit"]) == (0.08, UNPAIRED)
+    assert found["recipe"] == [["converter.family", "mamba", "perceiver"]]
+    elsewhere = write_run(tmp_path / "other" / "perceiver", r2c=0.6, lead=lead)
+    assert pair(a, elsewhere)["notes"]["videomae"] == UNPAIRED
+
+
+@pytest.mark.parametrize("name", list(DIGESTS))
+def test_other_clips_or_another_space_are_refused_by_name(name: str, tmp_path: Path) -> None:
+    a = write_run(tmp_path / "a")
+    b = write_run(tmp_path / "b", digests=DIGESTS | {name: "0123456789abcdef"})
+    found = pair(a, b)
+    assert f"they differ in {name} ({name}: {name[0] * 12} and 0123456789ab)" in found["refused"]
+    assert "targets" not in found
+
+
+def test_runs_without_numbers_or_a_common_target_are_refused(tmp_path: Path) -> None:
+    a, b = write_run(tmp_path / "a"), write_run(tmp_path / "b", finished=False)
+    assert "b has no summary.json that can be read" in pair(a, b)["refused"]
+    (b / "summary.json").write_text(json.dumps(summary(targets=["other"])))
+    assert "no target in common: videomae, timesformer, vivit; other" in pair(a, b)["refused"]
+
+
+def test_other_clips_in_the_files_give_no_interval_and_say_so(tmp_path: Path) -> None:
+    a, b = write_run(tmp_path / "a", where=True), write_run(tmp_path / "b")
+    write_where(b, clips=41)
+    assert pair(a, b)["notes"]["videomae"] == "no interval: where.safetensors of a and of b list other test clips"
+    (b / "where.safetensors").write_bytes(b"\x08\x00")
+    assert "no interval: where.safetensors cannot be read" in pair(a, b)["notes"]["videomae"]
+
+
+@pytest.mark.parametrize(
+    ("b", "extra", "status", "said"),
+    [
+        ({"r2c": 0.7, "where": True}, [], 0, "B is not shown to be worse (r2c, tolerance 0)"),
+        ({"r2c": 0.5, "where": True}, [], 1, "B is worse on videomae, timesformer, vivit"),
+        ({"r2c": 0.5, "where": True}, ["--tolerance", "0.2"], 0, "not shown to be worse (r2c, tolerance 0.2)"),
+        ({"r2c": 0.5}, [], 1, "no interval: the run folders hold no numbers by clip"),
+        ({"r2c": 0.6, "seed": 4}, [], 0, "recipe  train.seed: 0 -> 4"),
+        ({"digests": {}}, [], 2, "not comparable: they differ in split, view, data, normaliser"),
+        ({"finished": False}, [], 2, "b has no summary.json"),
+        ({"marks": {"vivit": {"r2c": "2 test groups"}}}, [], 0, "not to be trusted: r2c (2 test groups)"),
+    ],
+)
+def test_the_command_ends_with_a_status_for_ci(
+    b: dict, extra: list[str], status: int, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second = write_run(tmp_path / "a", where=True), write_run(tmp_path / "b", **b)
+    assert main(["--compare", str(first), str(second), *extra]) == status
+    assert said in capsys.readouterr().out
+
+
+# --- where.safetensors
+
+
+def test_errors_by_place_channel_and_clip_are_told(tmp_path: Path) -> None:
+    write_where(tmp_path, r2c=0.6)
+    found = Where(tmp_path / "where.safetensors").told("videomae")
+    assert found["grid"] == (8, 14, 14) and len(found["positions"]) == 8 * 14 * 14
+    assert found["positions"][0] == pytest.approx(1 - 0.4 * (0.6 + 1 - 0.2), abs=1e-5)  # first frame, a corner
+    assert sum(found["channels"]["counts"]) + found["channels"]["below"] == 32
+    worst = [clip["r2c"] for clip in found["clips"]["worst"]]
+    assert worst == sorted(worst) and found["clips"]["best"][0]["r2c"] > worst[-1] and found["clips"]["of"] == 40
+    assert found["pictures"][2]["key"] == "000039-clip" and found["pictures"][0]["teacher"]["shape"] == (8, 14, 14, 3)
+    pooled = Where(tmp_path / "where.safetensors").told("vivit")
+    assert pooled["special"] == {"cls": 0.6} and pooled["positions"] == [] and pooled["pictures"][0]["teacher"] is None
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"videomae.positions": np.ones((2, 5))}, r"videomae.positions .* shape \(2, 5\); it must be \(2, 1568\)"),
+        ({"videomae.channels": np.ones(5)}, r"videomae.channels .* shape \(5,\)"),
+        ({"videomae.clips": np.ones((2, 7))}, r"shape \(2, 7\); it must be \(2, 40\)"),
+        ({"videomae.teacher": np.ones((3, 8, 14, 14, 3))}, "videomae.teacher .* is float64"),
+        ({"thumbnails": np.ones((9, 8, 8, 3), np.uint8)}, r"thumbnails .* uint8 \(9, 8, 8, 3\)"),
+    ],
+)
+def test_a_file_of_another_form_is_refused_by_name(change: dict, said: str, tmp_path: Path) -> None:
+    write_where(tmp_path)
+    file = tmp_path / "where.safetensors"
+    about = Where(file).file.metadata()
+    save_file(load_file(file) | change, file, metadata=about)
+    with pytest.raises(ValueError, match=said):
+        Where(file).told("videomae")
+    save_file({"x": np.ones(1)}, file)
+    with pytest.raises(ValueError, match="cannot be read .*'where'"):
+        Where(file)

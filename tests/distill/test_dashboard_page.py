@@ -1,0 +1,288 @@
+"""The page in a headless Chromium: every page, a run chosen, links, live updates, the export without a network."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from run_folders import write_deprived, write_run
+
+from distill.dashboard.api import Api
+from distill.dashboard.export import export
+from distill.dashboard.server import Server
+
+sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+pytestmark = pytest.mark.browser
+
+NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+QUIET = ("gpu", "quic", "background-networking", "component-update", "sync")
+PAGES = ("overview", "curves", "where", "deficiency", "compare")
+HOSTILE = "<img src=x onerror=alert(1)>"
+READBACK = "Multiple readback operations"  # what Chromium says of PAINTED
+PAINTED = """(canvas) => {
+    const {data} = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+    const found = {};
+    for (let at = 0; at < data.length; at += 4) {
+        if (data[at + 3]) found[data.slice(at, at + 3).join()] = (found[data.slice(at, at + 3).join()] ?? 0) + 1;
+    }
+    return found;
+}"""
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    path = next(filter(None, map(shutil.which, NAMES)), None)
+    if path is None:
+        pytest.skip(f"no browser: none of {', '.join(NAMES)} is on the PATH")
+    flags = ["--no-sandbox", "--no-first-run", *(f"--disable-{name}" for name in QUIET)]
+    with sync_api.sync_playwright() as playwright:
+        found = playwright.chromium.launch(executable_path=path, args=flags)
+        yield found
+        found.close()
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Path:
+    root = tmp_path / "runs"
+    write_run(root / "one" / "perceiver", r2c=0.7, where=True)
+    write_run(root / "one" / "mamba", family="mamba", r2c=0.6)
+    write_deprived(root / "arms")
+    write_run(root / "going", family="dsconv", finished=False, steps=30)
+    return root
+
+
+@pytest.fixture
+def address(runs: Path) -> Iterator[str]:
+    with Server(Api([runs]), 0) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server.address
+        server.shutdown()
+
+
+@pytest.fixture
+def page(browser: Any) -> Iterator[Any]:
+    """A page in a context of its own, that fails the test where its console or its requests say so."""
+    context = browser.new_context(viewport={"width": 1400, "height": 900})
+    found = context.new_page()
+    wrong: list[str] = []
+    found.on(
+        "console", lambda at: at.type in ("error", "warning") and READBACK not in at.text and wrong.append(at.text)
+    )
+    found.on("pageerror", lambda error: wrong.append(str(error)))
+    found.on("dialog", lambda dialog: (wrong.append(f"dialog {dialog.message}"), dialog.dismiss()))
+    found.on("request", lambda at: at.url.startswith(("http://127.0.0.1:", "file:", "blob:")) or wrong.append(at.url))
+    yield found
+    context.close()
+    assert not wrong
+
+
+def until(found: Callable[[], Any], seconds: float = 60) -> Any:
+    """What `found` returns as soon as it is true. The page's policy forbids Playwright's own waiting on expressions."""
+    end = time.monotonic() + seconds
+    while not (value := found()) and time.monotonic() < end:
+        time.sleep(0.1)
+    assert value
+    return value
+
+
+def painted(page: Any, title: str) -> dict[str, int]:
+    """Colour -> pixels of the chart under a title that begins so; empty until it is drawn."""
+    chart = page.locator("section.card", has=page.locator("h2", has_text=title)).locator("canvas").first
+    return chart.evaluate(PAINTED) if chart.count() else {}
+
+
+def drawn(page: Any, title: str) -> dict[str, int]:
+    return until(lambda: len(found := painted(page, title)) > 3 and found)
+
+
+def test_every_page_opens_and_draws(page: Any, address: str) -> None:
+    page.goto(address)
+    charts = {
+        "overview": ["Families and floors", "Quality against cost", "Is it still improving"],
+        "curves": ["val / "],
+        "where": ["r2c by place", "Channels by r2c", "Tokens of"],
+        "deficiency": ["Dial against r2c", "Rank recovery", "Accuracy of direction"],
+        "compare": ["B minus A"],
+    }
+    for number, name in enumerate(PAGES, 1):
+        page.keyboard.press(str(number))
+        until(lambda name=name: page.locator("nav a[aria-current=page]").inner_text().lower() == name)
+        for title in charts[name]:
+            drawn(page, title)
+
+
+def test_the_overview_answers_at_one_look(page: Any, address: str) -> None:
+    page.goto(address)
+    row = page.locator("table tr", has=page.locator("th", has_text="videomae")).first
+    text = until(lambda: row.count() and row.inner_text())
+    for part in (
+        "perceiver",
+        "0.700 [0.690, 0.710]",
+        "+0.100 [0.090, 0.110]",
+        "2.10 M, 1.40 G, 21 ms",
+        "with care",
+        "1 seed",
+    ):
+        assert part in text
+    assert "30 of 30" in page.locator("tr", has_text="going").inner_text()
+
+
+def test_a_run_is_chosen_and_its_link_opens_elsewhere(page: Any, browser: Any, address: str) -> None:
+    page.goto(f"{address}#/curves?teacher=videomae")
+    before = drawn(page, "val / videomae / r2c")
+    page.locator(".runs li", has_text="strong").locator("input").check()
+    until(lambda: painted(page, "val / videomae / r2c") != before)
+    page.get_by_label("metric").select_option("train / loss")
+    page.get_by_label("spaced").select_option("log")
+    until(lambda: "log=log" in page.url)
+    wanted = drawn(page, "train / loss")
+    other = browser.new_context(viewport={"width": 1400, "height": 900}).new_page()
+    other.goto(page.url)
+    until(lambda: painted(other, "train / loss") == wanted)
+    assert other.locator(".runs li", has_text="strong").locator("input").is_checked()
+    other.context.close()
+
+
+def test_a_zoom_stands_in_the_address(page: Any, browser: Any, address: str) -> None:
+    page.goto(f"{address}#/curves?teacher=videomae&series=train+%2F+loss")
+    drawn(page, "train / loss")
+    page.locator(".canvas").hover()
+    page.mouse.wheel(0, -400)
+    link = until(lambda: "zoom=" in (href := page.evaluate("() => location.href")) and href)
+    whole, zoomed = (browser.new_context(viewport={"width": 1400, "height": 900}).new_page() for _ in range(2))
+    whole.goto(link.replace("zoom=", "no="))
+    zoomed.goto(link)
+    assert drawn(whole, "train / loss") != drawn(zoomed, "train / loss")
+    for other in (whole, zoomed):
+        other.context.close()
+
+
+def test_a_line_that_a_run_appends_is_seen(page: Any, address: str, runs: Path) -> None:
+    page.goto(address)
+    page.locator("a", has_text="going").click()
+    before = drawn(page, "val / ")
+    with open(runs / "going" / "metrics.jsonl", "a") as file:
+        for step in (60, 90):
+            for target in ("timesformer", "videomae", "vivit"):
+                entry = {"step": step, "split": "val", "target": target, "metric": "r2c", "value": 0.9}
+                file.write(json.dumps(entry) + "\n")
+    until(lambda: painted(page, "val / ") != before)
+    page.get_by_role("button", name="Table").click()
+    assert "90" in page.locator(".data").inner_text()
+
+
+def test_the_export_opens_without_a_network(page: Any, runs: Path, tmp_path: Path) -> None:
+    export(Api([runs]), tmp_path / "report.html", say=lambda text: None)
+    page.context.set_offline(True)
+    page.goto((tmp_path / "report.html").as_uri())
+    drawn(page, "Families and floors")
+    assert "exported" in page.locator("#status").inner_text()
+    for key, title in (("2", "val / "), ("3", "r2c by place"), ("4", "Dial against r2c"), ("5", "B minus A")):
+        page.keyboard.press(key)
+        drawn(page, title)
+
+
+def test_names_with_markup_are_text(page: Any, address: str, runs: Path) -> None:
+    folder = write_run(
+        runs / HOSTILE / "__proto__", family=HOSTILE, r2c=0.9, targets=["<b>bold</b>", "__proto__", "vivit"]
+    )
+    with open(folder / "metrics.jsonl", "a") as file:
+        file.write(json.dumps({"step": 1, "split": "val", "target": "../../x", "metric": HOSTILE, "value": 1}) + "\n")
+    page.goto(address)
+    row = page.locator("tr", has=page.locator("th", has_text="<b>bold</b>"))
+    assert HOSTILE in until(lambda: row.count() and row.inner_text())
+    for number, name in enumerate(PAGES, 1):
+        page.keyboard.press(str(number))
+        until(lambda name=name: page.locator(f"nav a[aria-current=page][href^='#/{name}']").count())
+        time.sleep(0.3)
+        assert page.locator("main img, main b b, main script").count() == 0
+    page.keyboard.press("2")
+    listed = page.locator(".runs li", has_text="__proto__")
+    listed.locator("input").check()
+    page.get_by_label("metric").select_option(f"val / ../../x / {HOSTILE}")
+    drawn(page, f"val / ../../x / {HOSTILE}")
+
+
+def test_a_large_grid_is_drawn_at_once_when_the_window_changes(page: Any, address: str) -> None:
+    """16 x 14 x 14 places: more than ECharts draws in one frame where it may. A picture that is saved then
+    would lack the rest."""
+    page.goto(f"{address}#/where?teacher=timesformer")
+    drawn(page, "r2c by place")
+    last_place = """async (chart) => {
+        chart.style.width = "99%";
+        for (let frame = 0; frame < 3; frame++) await new Promise(requestAnimationFrame);
+        return Math.max(...[...chart.querySelectorAll("canvas")].map((canvas) => {
+            const at = [0.85, 0.8].map((share, side) => Math.floor(share * [canvas.width, canvas.height][side]));
+            return canvas.getContext("2d").getImageData(...at, 1, 1).data[3];
+        }));
+    }"""
+    assert page.locator(".canvas").first.evaluate(last_place) > 200
+
+
+def test_every_chart_is_saved_as_picture_and_numbers(page: Any, address: str) -> None:
+    page.goto(address)
+    drawn(page, "Families and floors")
+    for button, start in (("PNG", b"\x89PNG"), ("CSV", b"row,kind,teacher,r2c,low,high,seeds\n")):
+        with page.expect_download() as download:
+            page.get_by_role("button", name=button).first.click()
+        assert Path(download.value.path()).read_bytes().startswith(start)
+    with page.expect_download() as download:
+        page.get_by_role("button", name="CSV").first.click()
+    assert "perceiver,family,videomae,0.7,0.69,0.71,1" in Path(download.value.path()).read_text()
+
+
+def test_broken_runs_say_what_is_broken(page: Any, address: str, runs: Path) -> None:
+    with open(runs / "going" / "metrics.jsonl", "a") as file:
+        file.write("{nonsense\n{half")
+    (runs / "one" / "mamba" / "summary.json").write_text('{"targets"')
+    (runs / "one" / "perceiver" / "where.safetensors").write_bytes(b"\x00" * 20)
+    page.goto(address)
+    broken = page.locator("section", has_text="What is broken")
+    text = until(lambda: broken.count() and broken.inner_text())
+    assert "1 line not JSON (the first is line 40)" in text and "half written (5 bytes)" in text
+    assert "summary.json cannot be read" in text
+    page.keyboard.press("3")
+    until(lambda: "The file is damaged" in page.locator("main").inner_text())
+
+
+def test_runs_on_other_clips_are_not_compared(page: Any, address: str, runs: Path) -> None:
+    write_run(runs / "other", digests={"split": "x", "view": "v" * 64, "data": "d" * 64, "normaliser": "n" * 64})
+    page.goto(f"{address}#/compare")
+    page.get_by_label("B", exact=True).select_option(label="other (perceiver)")
+    text = until(lambda: "cannot be compared" in (text := page.locator("main").inner_text()) and text)
+    assert "they differ in split" in text and page.locator("canvas").count() == 0
+
+
+def test_light_and_dark_and_a_run_that_wrote_nothing(page: Any, address: str) -> None:
+    page.goto(f"{address}#/compare")
+    light = drawn(page, "B minus A")
+    page.emulate_media(color_scheme="dark")
+    until(lambda: painted(page, "B minus A") != light)
+    assert page.evaluate("() => getComputedStyle(document.body).backgroundColor") == "rgb(18, 22, 26)"
+    page.keyboard.press("?")
+    assert "the pages, in order" in page.locator("dialog").inner_text()
+    page.keyboard.press("Escape")
+    page.keyboard.press("3")
+    page.get_by_label("run", exact=True).select_option(label="one/mamba (not written)")
+    until(lambda: "This run has not written it" in page.locator("main").inner_text())
+
+
+def test_the_teacher_is_chosen_by_keys_and_kept(page: Any, address: str) -> None:
+    page.goto(address)
+    drawn(page, "Quality against cost: timesformer")
+    page.keyboard.press("]")
+    drawn(page, "Quality against cost: videomae")
+    page.keyboard.press("[")
+    page.keyboard.press("[")
+    drawn(page, "Quality against cost: vivit")
+    page.keyboard.press("2")
+    drawn(page, "val / vivit / r2c")
+    page.keyboard.press("/")
+    page.keyboard.type("mamba")
+    until(lambda: page.locator(".runs li").count() == 1)
