@@ -20,9 +20,9 @@ export function mountCompare(main) {
   return async (model, state) => {
     const mine = ++turn;
     const [first, second] = pair(model, state);
+    for (const part of [a.root, b.root, swap, chart.root, numbers, recipe]) part.hidden = !second;
     if (!second) {
-      replace(verdict, h("h2", {}, "It takes two runs"), h("p", {}, `There are ${model.runs.length}.`));
-      return chart.say("");
+      return replace(verdict, h("h2", {}, "It takes two runs"), h("p", { class: "note" }, model.runs.length ? "There is one." : `There is no run below ${model.roots.join(", ")}.`));
     }
     const options = model.runs.map((run) => [run.id, `${run.name} (${run.state === "finished" ? run.family : run.state})`]);
     a.fill(options, first, { always: true });

@@ -86,9 +86,9 @@ function showDials(dials, model, full, target) {
   })).filter((point) => point.x > 0));
   const twins = full.filter(whole).map((one) => ({ name: name(one), y: dig(one.summary, "targets", target, "r2c") }));
   const masked = points.map((line) => line.filter((point) => point.masked != null));
-  const line = (id, label, data, at, look, type) => ({
+  const line = (id, label, data, at, look, type, named) => ({
     id, name: label, type: "line", data, symbol: shape(at), symbolSize: 9, itemStyle: { color: colour(at, look) }, lineStyle: { color: colour(at, look), type },
-    endLabel: { show: true, formatter: label, color: look.text }, labelLayout: { moveOverlap: "shiftY" },
+    endLabel: { show: named, formatter: label, color: look.text }, labelLayout: { moveOverlap: "shiftY" },
   });
   const draw = (look) => ({
     grid: { left: 60, right: 140, top: 20, bottom: 46 },
@@ -96,15 +96,15 @@ function showDials(dials, model, full, target) {
     yAxis: axis(look, "r2c on test", { type: "value", scale: true, nameGap: 40 }),
     tooltip: tip(look, (at) => [at.seriesName, `strength ${at.value[0]}`, `r2c ${number(at.value[1], 4)}`]),
     series: [
-      ...kinds.map((kind, at) => line(kind, kind, points[at].map((p) => [p.x, p.y]), at, look, "solid")),
-      ...kinds.map((kind, at) => line(`${kind} masked`, `${kind}, mask on`, masked[at].map((p) => [p.x, p.masked]), at, look, "dotted")).filter((one) => one.data.length),
+      ...kinds.map((kind, at) => line(kind, kind, points[at].map((p) => [p.x, p.y]), at, look, "solid", true)),
+      ...kinds.map((kind, at) => line(`${kind} masked`, `${kind}, mask on`, masked[at].map((p) => [p.x, p.masked]), at, look, "dotted", false)).filter((one) => one.data.length),
       { id: "twins", type: "line", data: [], markLine: { silent: true, symbol: "none", precision: 9, lineStyle: { color: look.faint, type: "dashed" },
         label: { position: "insideStartTop", color: look.faint, formatter: ({ data }) => data.text }, data: twins.map((twin) => ({ yAxis: twin.y, text: `twin ${twin.name}` })) } },
     ],
   });
   dials.title(`Dial against r2c: ${target}`);
   dials.show(draw, [["kind", "run", "strength", "r2c", "r2c with the mask on"], ...points.flatMap((line, at) => line.map((p) => [kinds[at], p.one.run.name, p.x, p.y, p.masked]))],
-    "Strengths of different kinds are not the same amount. Dashed: the twin.");
+    `Strengths of different kinds are not the same amount. Dashed: the twin.${masked.some((line) => line.length) ? " Dotted: with the mask on." : ""}`);
 }
 
 // --- R2 of the teacher's components
