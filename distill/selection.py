@@ -93,8 +93,8 @@ def logs(
     batch: int,
     ranks: Ranks,
 ) -> tuple[Report, Callable[[int], None]]:
-    """What takes down a step's losses and what it has taken so far, and what validates. batch: clips of a step, over all
-    ranks.
+    """What takes down a step's losses and what a run has taken by then, and what validates. batch: clips of a step,
+    over all ranks.
 
     `seconds` is the wall time of training since step 0, validating and saving included, for all contestants together;
     a resumed run counts on from its checkpoint. `bytes` is what these steps have read, as it lies in the store.

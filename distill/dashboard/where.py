@@ -60,7 +60,9 @@ class Where:
         """The converter, then the floors that have this target."""
         found = self.targets[target].get("candidates")
         if not isinstance(found, list) or not found or not all(isinstance(name, str) for name in found):
-            raise ValueError(f"{RECORD}: the candidates of {target} are {found!r}; they must be names, and at least one")
+            raise ValueError(
+                f"{RECORD}: the candidates of {target} are {found!r}; they must be names, and at least one"
+            )
         return found
 
     def sums(self, target: str, candidate: str, axis: str, size: int | None = None) -> np.ndarray:
@@ -105,6 +107,8 @@ class Where:
         shown = self.targets[target].get("shown") or []
         try:
             places = [int(entry["clip"]) for entry in shown]
+            if min(places, default=0) < 0:
+                raise IndexError(min(places))
             clips = [self.clips[place] | {"r2c": entry.get("r2c")} for place, entry in zip(places, shown, strict=True)]
         except (TypeError, KeyError, ValueError, IndexError, AttributeError):
             raise ValueError(
@@ -112,7 +116,9 @@ class Where:
                 f"{len(self.clips)} clips"
             ) from None
         parts = {kind: found for kind in PICTURES if (found := self.images(f"{target}/{kind}", len(shown))) is not None}
-        return [clip | {kind: cut(found[at]) for kind, found in parts.items()} for at, clip in enumerate(clips) if parts]
+        return [
+            clip | {kind: cut(found[at]) for kind, found in parts.items()} for at, clip in enumerate(clips) if parts
+        ]
 
     def images(self, name: str, count: int) -> np.ndarray | None:
         """(k t h w 3) uint8, None where the file has none."""

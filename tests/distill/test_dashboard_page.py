@@ -245,7 +245,7 @@ def test_broken_runs_say_what_is_broken(page: Any, address: str, runs: Path) -> 
     page.goto(address)
     broken = page.locator("section", has_text="What is broken")
     text = until(lambda: broken.count() and broken.inner_text())
-    assert "1 line not JSON (the first is line 40)" in text and "half written (5 bytes)" in text
+    assert "1 line not JSON (the first is line 100)" in text and "half written (5 bytes)" in text
     assert "summary.json cannot be read" in text
     page.keyboard.press("3")
     until(lambda: "The file is damaged" in page.locator("main").inner_text())

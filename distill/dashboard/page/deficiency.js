@@ -8,6 +8,7 @@ import { change } from "./state.js";
 import { colour, dash, shape } from "./theme.js";
 
 const READ = 24; // runs whose summaries are read
+const PLAIN = 8; // where no run is deprived: those whose rank recovery is shown
 const ALARMING = ["converted", "student", "student_rank", "converted_pca", "converted_supervised", "teacher"]; // no control
 
 export function mountDeficiency(main) {
@@ -27,8 +28,9 @@ export function mountDeficiency(main) {
   return async (model, state) => {
     const mine = ++turn;
     const at = chosen(model, state);
-    const looked = (one, target) => dig(one.summary, "deficiency", "targets", target) ?? dig(one.summary, "head", target);
-    const wanted = at.runs.filter((run) => dig(run, "deficiency", "kind") || run.head).slice(0, READ);
+    const looked = (one, target) => dig(one.summary, "deficiency", "targets", target) ?? dig(one.summary, "head", target) ?? recovery(one, target);
+    const deprived = at.runs.filter((run) => dig(run, "deficiency", "kind") || run.head).slice(0, READ);
+    const wanted = deprived.length ? deprived : at.runs.slice(0, PLAIN);
     const found = await Promise.all(wanted.map(async (run) => ({ run, ...(await get(`runs/${run.id}`, String(run.stamp))) })));
     if (mine !== turn) return;
     const targets = at.targets.filter((target) => found.some((one) => looked(one, target)));
@@ -39,7 +41,7 @@ export function mountDeficiency(main) {
     const measured = full.filter((one) => dig(one.summary, "deficiency", "targets", at.target));
     showArms(arms, measured, at.target);
     showDials(dials, model, measured, at.target);
-    showRank(rank, measured, at.target);
+    showRank(rank, measured.length ? measured : full, at.target);
     const withHead = full.filter((one) => dig(one.summary, "head", at.target));
     const tasks = [...new Set(withHead.flatMap((one) => Object.keys(one.summary.head[at.target])))];
     const which = tasks.includes(state.task) ? state.task : tasks[0];
@@ -54,6 +56,7 @@ export function mountDeficiency(main) {
 
 const about = (one) => one.summary.deficiency ?? {};
 const name = (one) => one.run.name.split("/").at(-1);
+const recovery = (one, target) => dig(about(one), "targets", target, "rank_recovery") ?? dig(one.summary, "rank_recovery", target);
 const byDial = (a, b) => (about(a).kind ?? "").localeCompare(about(b).kind ?? "") || (about(a).strength ?? 0) - (about(b).strength ?? 0);
 const whole = (one) => [undefined, "none"].includes(about(one).kind);
 
@@ -110,7 +113,7 @@ function showDials(dials, model, full, target) {
 // --- R2 of the teacher's components
 
 function showRank(rank, full, target) {
-  const lines = full.map((one) => ({ one, r2: dig(about(one), "targets", target, "rank_recovery", "r2") ?? [], k: dig(about(one), "targets", target, "rank_recovery", "k") })).filter((line) => line.r2.length);
+  const lines = full.map((one) => ({ one, r2: dig(recovery(one, target), "r2") ?? [], k: dig(recovery(one, target), "k") })).filter((line) => line.r2.length);
   if (!lines.length) return rank.say("No run of this set has measured it.");
   const draw = (look) => ({
     grid: { left: 60, right: 120, top: 20, bottom: 46 },

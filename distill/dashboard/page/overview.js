@@ -39,7 +39,7 @@ export function mountOverview(main) {
       return;
     }
     showAnswer(answer, model, at, all);
-    front.height(showHeat(heat, at, all));
+    front.height(Math.max(300, showHeat(heat, at, all)));
     showFront(front, model, at, all);
     showRising(rising, model, at, all);
   };
@@ -137,7 +137,7 @@ function heatOption(look, { at, names, cells, top, values }) {
   }));
   const label = ({ data: { cell } }) => {
     const star = top.get(cell.target)?.name === cell.name && cell.kind === "family" ? "★ " : "";
-    return `${star}${number(cell.value, Number.isInteger(cell.value) && cell.value > 1 ? 0 : 3)}${cell.low == null ? "" : ` ±${((cell.high - cell.low) / 2).toFixed(3)}`}`;
+    return `${star}${number(cell.value, at.metric === "rank_recovery" ? 0 : 3)}${cell.low == null ? "" : ` ±${((cell.high - cell.low) / 2).toFixed(3)}`}`;
   };
   return {
     grid: { left: 110, right: 10, top: 26, bottom: 10 },

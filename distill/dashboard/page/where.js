@@ -69,7 +69,7 @@ function clipTable(which, found) {
 function thumbnail(picture) {
   if (!picture?.thumbnails) return null;
   const { shape: [, height, width], bytes } = picture.thumbnails;
-  return paint({ shape: [height, width, 3], bytes }, 40); // the first frame
+  return paint({ shape: [height, width, 3], bytes }, 32); // the first frame
 }
 
 // --- r2c by place, the frames side by side
