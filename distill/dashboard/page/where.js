@@ -111,8 +111,8 @@ function showChannels(channels, { channels: { counts, bounds, below } }, target)
   channels.title(`Channels by r2c: ${target}`);
   const draw = (look) => ({
     grid: { left: 50, right: 16, top: 16, bottom: 46 },
-    xAxis: axis(look, "r2c of a channel", { type: "value", min: bounds[0], max: bounds.at(-1), axisLabel: { color: look.faint, formatter: (value) => value.toFixed(2), hideOverlap: true } }),
-    yAxis: axis(look, "channels", { type: "value", nameGap: 34 }),
+    xAxis: axis(look, "r2c of a channel", { type: "value", min: bounds[0], max: bounds.at(-1), axisLabel: { color: look.faint, formatter: (value) => value.toFixed(bounds.at(-1) - bounds[0] < 0.1 ? 3 : 2), hideOverlap: true } }),
+    yAxis: axis(look, "channels", { type: "value", nameGap: 34, minInterval: 1 }),
     tooltip: tip(look, ({ dataIndex }) => [`r2c ${number(bounds[dataIndex])} to ${number(bounds[dataIndex + 1])}`, `${counts[dataIndex]} channels`]),
     series: [{ id: "channels", type: "bar", barWidth: "96%", data: bars, itemStyle: { color: look.colours[0] } }],
   });
