@@ -12,7 +12,6 @@ from distill.dashboard.where import RECORD, Where, paired
 
 PAIRED = "paired over groups of test clips"
 UNPAIRED = "no interval: the run folders hold no numbers by clip (where.json) of both"
-LOWER_IS_BETTER = ("nmse", "smooth_l1")
 
 
 def compare(a: Run, b: Run) -> dict[str, Any]:
