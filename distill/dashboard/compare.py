@@ -106,7 +106,7 @@ def check(a: Path, b: Path, *, tolerance: float) -> tuple[str, int]:
     worse = []
     for target, metrics in found["targets"].items():
         lines.append(f"\n{target} ({found['notes'][target]})")
-        lines += [f"  {metric:<10} {row(at)}" for metric, at in metrics.items()]
+        lines += [f"  {metric:<15} {row(at)}" for metric, at in metrics.items()]
         lines += [f"  not to be trusted: {metric} ({why})" for metric, why in found["marks"][target].items()]
         change = metrics["r2c"].get("high", metrics["r2c"]["value"])
         if change is None or change < -tolerance:

@@ -64,9 +64,14 @@ function show({ verdict, chart, numbers, recipe }, found) {
   replace(verdict, h("h2", {}, "Which is better in r2c"), h("ul", {}, changes.map((one) => h("li", {}, h("b", {}, one.target), `: ${judge(one)}`))),
     h("details", {}, h("summary", {}, "Same clips, view and normaliser"), hashes));
   replace(numbers, h("h2", {}, "Numbers on test"), h("div", { class: "tiles" }, Object.entries(found.targets).map(([target, metrics]) => h("div", {}, h("h3", {}, target),
-    table(["metric", "A", "B", "B − A"], Object.entries(metrics).map(([name, at]) => [name, number(at.a, 4), number(at.b, 4), `${signed(at.value, 4)} ${between(at.low, at.high, 4)}`])),
-    h("p", { class: "note" }, found.notes[target], Object.entries(found.marks[target]).slice(0, 1).map(([, why]) => `; not to be trusted: ${why}`))))));
+    table(["metric", "A", "B", "B − A"], Object.entries(metrics).filter(([, at]) => at.a != null || at.b != null).map(numbersOf)),
+    h("p", { class: "note" }, [found.notes[target], ...Object.entries(found.marks[target]).map(([name, why]) => `not to be trusted: ${name} (${why})`)].join("; "))))));
   drawChanges(chart, changes);
+}
+
+function numbersOf([name, at]) {
+  const digits = name === "rank_recovery" ? 0 : 4; // a count
+  return [name, number(at.a, digits), number(at.b, digits), `${signed(at.value, digits)} ${between(at.low, at.high, digits)}`];
 }
 
 const short12 = (text) => (text == null ? "not there" : String(text).slice(0, 12));
