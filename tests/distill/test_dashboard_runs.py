@@ -69,11 +69,14 @@ def test_the_server_tells_where_a_real_run_is_wrong(address: str, real: Path) ->
     assert at["cost"]["parameters"] > 0 and at["cost"]["macs"] > 0 and at["cost"]["latency_ms"] > 0
     assert ask(address, f"runs/{at['id']}/where")["targets"] == {"videomae": ["converter", "ridge", "pixels"]}
     summary = json.loads((real / "good" / "summary.json").read_text())
+    tensors = load_file(real / "good" / "where.safetensors")
     for number, r2c in enumerate(
         (summary["targets"]["videomae"]["r2c"], summary["floors"]["ridge"]["videomae"]["r2c"])
     ):
         found = ask(address, f"runs/{at['id']}/where/0/{number}")
         low, high = min(found["positions"]), max(found["positions"])
+        error = tensors[f"videomae/error/{('converter', 'ridge')[number]}/positions"]
+        assert found["positions"] == pytest.approx(1 - error / tensors["videomae/spread/positions"], abs=1e-5)
         assert found["grid"] == [4, 4, 4] and len(found["positions"]) == 64 and low < r2c < high
         assert found["clips"]["worst"][0]["r2c"] < r2c < found["clips"]["best"][0]["r2c"]
         assert found["clips"]["of"] == summary["clips"]["test"] == 8 == len(found["pictures"])
