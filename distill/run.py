@@ -199,8 +199,8 @@ def train_converters(
     """Trains all converters from one read of the data, and leaves each with the weights that are better on val. Returns
     by label which these were, and their r2c there."""
     recipe, store = next(iter(recipes.values())), floors.store
-    setting, deficient = recipe.train, [name for name, own in recipes.items() if own.deficiency]
-    report, validate = logs(floors, folders, queries=setting.queries, deficient=deficient, ranks=ranks)
+    setting = recipe.train
+    report, validate = logs(floors, folders, queries=setting.queries, batch=setting.batch, ranks=ranks)
     with read_batches(recipe, store, ranks) as reader, StopRequest() as asked_to_stop:
         train(
             learners,

@@ -103,6 +103,12 @@ class RunFolder:
         for target, value in found.items():
             self.log(step, split, metric, value, target=target, converter=converter, weights=weights)
 
+    def last(self, split: str, metric: str) -> float | None:
+        """The number that a metric was when it was last taken down; None where it never was."""
+        lines = read_metrics(self.metrics) if self.metrics.exists() else ()
+        found = [line.get("value") for line in lines if (line.get("split"), line.get("metric")) == (split, metric)]
+        return next((value for value in reversed(found) if isinstance(value, int | float)), None)
+
     def close(self) -> None:
         if self._journal is not None:
             self._journal.close()

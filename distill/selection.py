@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -10,11 +11,13 @@ import torch
 
 from converters.converter import Converter
 from converters.resample import stratified
+from distill.cost import stored_bytes
 from distill.evaluate import Candidate, finite, score
 from distill.floors import MAIN, Floors
 from distill.runfolder import RunFolder
 from distill.spectrum import map_ranks
 from distill.train import Learner, Report
+from shards.column import STUDENT
 from shards.ranks import Ranks
 from shards.store import FeatureStore
 
@@ -87,20 +90,33 @@ def logs(
     folders: Mapping[str, RunFolder],
     *,
     queries: int | None,
-    deficient: Collection[str],
+    batch: int,
     ranks: Ranks,
 ) -> tuple[Report, Callable[[int], None]]:
-    """What takes down a step's losses, and what validates. deficient: contestants whose maps' ranks are followed."""
+    """What takes down a step's losses and what a run has taken by then, and what validates. batch: clips of a step,
+    over all ranks.
+
+    `seconds` is the wall time of training since step 0, validating and saving included, for all contestants together;
+    a resumed run counts on from its checkpoint. `bytes` is what these steps have read, as it lies in the store.
+    """
+    store, deficient = floors.store, floors.twins()
+    columns = {STUDENT}.union(*(converter.targets for converter in floors.contestants.values()))
+    step_bytes = batch * sum(stored_bytes(store.columns[name]) for name in columns)
+    spent = {name: folder.last("train", "seconds") or 0.0 for name, folder in folders.items()}
+    started = time.perf_counter()
 
     def report(step: int, losses: dict[str, dict[str, float]]) -> None:
+        passed = time.perf_counter() - started
         for name, folder in folders.items():
             folder.log_losses(step, floors.part(name, losses), main=MAIN)
+            folder.log(step, "train", "seconds", round(spent[name] + passed, 3))
+            folder.log(step, "train", "bytes", step * step_bytes)
 
     def validate(step: int) -> None:
-        found = validation_r2c(floors.contestants, floors.store, queries=queries, ranks=ranks)
+        found = validation_r2c(floors.contestants, store, queries=queries, ranks=ranks)
         for name, folder in folders.items():
             folder.log_scores(step, "val", "r2c", finite(found[name]))
-            if name in deficient:
+            if name in deficient:  # follow its maps' ranks
                 folder.log_scores(step, "val", "map_rank", map_ranks(floors.contestants[name]))
 
     return report, validate

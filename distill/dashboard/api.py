@@ -4,8 +4,8 @@ runs                       all runs in short, the sets that can be compared, wha
 runs/ID                    summary and recipe of one, as they lie there
 runs/ID/series             its metrics, without points
 runs/ID/series/N           one of them, about 600 points
-runs/ID/where              the targets of its where.safetensors
-runs/ID/where/N            one of them: errors by place, channel and clip, pictures
+runs/ID/where              the targets of its where.json, and the candidates of each
+runs/ID/where/N/M          errors of candidate M on target N by place, channel and clip; pictures
 compare/ID/ID              the second minus the first
 """
 
@@ -76,25 +76,29 @@ def about(run: Run, parts: Sequence[str]) -> Any:
         case ["series", number] if number.isdecimal() and len(number) < 7:
             run.journal.read_on()
             return run.journal.points(int(number), POINTS)
-        case ["where", *rest] if len(rest) < 2:
+        case ["where", *rest] if len(rest) in (0, 2):
             return where(run, *rest)
     return None
 
 
-def where(run: Run, number: str | None = None) -> dict[str, Any] | None:
-    """`targets`, or what is told of one; `problem` where the file is damaged."""
+def where(run: Run, *numbers: str) -> dict[str, Any] | None:
+    """`targets`, or what is told of a candidate on one; `problem` where the files are damaged."""
     try:
         file = where_of(run)
         if file is None:
-            return {"targets": []} if number is None else None
-        targets = [*file.targets]
-        if number is None:
-            return {"targets": targets}
-        if not number.isdecimal() or len(number) > 6 or int(number) >= len(targets):
-            return None
-        return file.told(targets[int(number)])
+            return None if numbers else {"targets": {}}
+        if not numbers:
+            return {"targets": {target: file.candidates(target) for target in file.targets}}
+        target = chosen(numbers[0], [*file.targets])
+        candidate = target and chosen(numbers[1], file.candidates(target))
+        return file.told(target, candidate) if target and candidate else None
     except (ValueError, TypeError, AttributeError, SafetensorError) as error:
-        return {"targets": [], "problem": str(error)}
+        return {"targets": {}, "problem": str(error)}
+
+
+def chosen(number: str, among: Sequence[str]) -> str | None:
+    known = number.isdecimal() and len(number) < 7 and int(number) < len(among)
+    return among[int(number)] if known else None
 
 
 def encode(found: Any) -> bytes:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from distill.dashboard.runs import MUST_AGREE, Run, differing, rounded, section
-from distill.dashboard.where import Where, paired
+from distill.dashboard.where import RECORD, Where, paired
 
 PAIRED = "paired over groups of test clips"
-UNPAIRED = "no interval: the run folders hold no numbers by clip (where.safetensors) of both"
-LOWER_IS_BETTER = ("nmse", "smooth_l1")
+UNPAIRED = "no interval: the run folders hold no numbers by clip (where.json) of both"
 
 
 def compare(a: Run, b: Run) -> dict[str, Any]:
@@ -56,7 +57,7 @@ def with_interval(a: Run, b: Run, target: str, found: dict[str, Any]) -> str:
     Says where they come from."""
     try:
         by_clip = from_clips(a, b, target)
-    except ValueError as error:
+    except (ValueError, TypeError, SafetensorError) as error:
         return f"no interval: {error}"
     if by_clip and "r2c" in found:
         found["r2c"] |= {"low": by_clip["low"], "high": by_clip["high"]}
@@ -77,12 +78,12 @@ def from_clips(a: Run, b: Run, target: str) -> dict[str, float] | None:
     if target not in ours.targets or target not in theirs.targets:
         return None
     if (ours.keys, ours.groups) != (theirs.keys, theirs.groups):
-        raise ValueError(f"where.safetensors of {a.name} and of {b.name} list other test clips")
-    return paired(theirs.clips(target), ours.clips(target), ours.groups)
+        raise ValueError(f"where.json of {a.name} and of {b.name} list other test clips")
+    return paired(theirs.by_clip(target), ours.by_clip(target), ours.groups)
 
 
 def where_of(run: Run) -> Where | None:
-    return run.cached("where.safetensors", Where)
+    return run.cached(RECORD, Where)
 
 
 def recipe_difference(a: Run, b: Run) -> list[list[str | None]]:
@@ -105,7 +106,7 @@ def check(a: Path, b: Path, *, tolerance: float) -> tuple[str, int]:
     worse = []
     for target, metrics in found["targets"].items():
         lines.append(f"\n{target} ({found['notes'][target]})")
-        lines += [f"  {metric:<10} {row(at)}" for metric, at in metrics.items()]
+        lines += [f"  {metric:<15} {row(at)}" for metric, at in metrics.items()]
         lines += [f"  not to be trusted: {metric} ({why})" for metric, why in found["marks"][target].items()]
         change = metrics["r2c"].get("high", metrics["r2c"]["value"])
         if change is None or change < -tolerance:

@@ -20,13 +20,13 @@ import numpy as np
 CHUNK = 2**20  # bytes read at a time, and the longest line that is looked at
 SERIES = 2000  # of one run; further ones are not kept
 POINTS = 200_000  # of one series; beyond that every series is thinned, extremes kept
-AXES = ("seconds", "bytes")  # what a line may say of the run so far, beside its step
+AXES = ("seconds", "bytes")  # metrics of the split train that say how far a run is at a step, beside the step itself
 HALF = "the last line is half written"
 
 
 @dataclass
 class Series:
-    """One metric against its steps. axes: what else stood beside every step, by name."""
+    """One metric against its steps."""
 
     split: str
     target: str | None
@@ -34,7 +34,6 @@ class Series:
     converter: str | None
     step: array[float] = field(default_factory=lambda: array("d"))
     value: array[float] = field(default_factory=lambda: array("d"))
-    axes: dict[str, array[float]] = field(default_factory=lambda: {name: array("d") for name in AXES})
     seen: int = 0
 
     def about(self) -> dict[str, Any]:
@@ -46,35 +45,27 @@ class Series:
             "converter": self.converter,
             "points": self.seen,
             "last": last if np.isfinite(last) else None,
-            "axes": [name for name, column in self.axes.items() if len(column) == len(self.step)],
         }
 
     def add(self, entry: dict[str, Any], value: float) -> None:
         self.step.append(float(entry["step"]))
         self.value.append(value)
         self.seen += 1
-        for name, column in self.axes.items():
-            if isinstance(entry.get(name), int | float) and len(column) == len(self.step) - 1:
-                column.append(float(entry[name]))
         if len(self.step) >= POINTS:
-            self.keep(thin(np.asarray(self.value), POINTS // 2))
+            chosen = thin(np.asarray(self.value), POINTS // 2)
+            self.step, self.value = pick(self.step, chosen), pick(self.value, chosen)
 
-    def keep(self, chosen: np.ndarray) -> None:
-        whole = len(self.step)
-        self.axes = {n: pick(c, chosen) if len(c) == whole else array("d") for n, c in self.axes.items()}
-        self.step, self.value = pick(self.step, chosen), pick(self.value, chosen)
+    def ordered(self) -> tuple[np.ndarray, np.ndarray]:
+        """Steps, and the value at each, in the order of the steps."""
+        order = np.argsort(np.asarray(self.step), kind="stable")
+        return np.asarray(self.step)[order], np.asarray(self.value)[order]
 
     def points(self, count: int) -> dict[str, list[float | None]]:
-        """About `count` points in the order of their steps: `step`, `value` (None: not finite), and each axis."""
-        order = np.argsort(np.asarray(self.step), kind="stable")
-        value = np.asarray(self.value)[order]
+        """About `count` points in the order of their steps: `step`, and `value` (None: not finite)."""
+        step, value = self.ordered()
         chosen = thin(value, count)
-        found: dict[str, list[float | None]] = {
-            "step": np.asarray(self.step)[order][chosen].tolist(),
-            "value": [float(f"{v:.6g}") if np.isfinite(v) else None for v in value[chosen]],
-        }
-        whole = {name: column for name, column in self.axes.items() if len(column) == len(self.step)}
-        return found | {name: np.asarray(column)[order][chosen].tolist() for name, column in whole.items()}
+        values = [float(f"{v:.6g}") if np.isfinite(v) else None for v in value[chosen]]
+        return {"step": step[chosen].tolist(), "value": values}
 
 
 class Journal:
@@ -152,10 +143,16 @@ class Journal:
             return [series.about() for series in self.series.values()]
 
     def points(self, number: int, count: int) -> dict[str, Any] | None:
-        """Series `number` of the list, thinned to about `count` points; None where there are not so many."""
+        """Series `number` of the list, thinned to about `count` points, and at each the `seconds` and `bytes` that the
+        run had taken by then, where it took them down; None where there are not so many series."""
         with self.lock:
             found = list(self.series.values())[number : number + 1]
-            return found[0].about() | found[0].points(count) if found else None
+            if not found:
+                return None
+            points = found[0].points(count)
+            known = {name: self.series.get(("train", None, name, None)) for name in AXES}
+            axes = {name: at(points["step"], axis) for name, axis in known.items() if axis is not None}
+            return found[0].about() | points | axes
 
     def complaints(self) -> list[str]:
         """What is wrong with the file, in words."""
@@ -164,6 +161,14 @@ class Journal:
             for problem, (first, count) in self.problems.items()
         ]
         return found + ([f"metrics.jsonl: {HALF} ({len(self.rest)} bytes)"] if self.rest else [])
+
+
+def at(steps: Sequence[float | None], axis: Series) -> list[float | None]:
+    """What an axis was at some steps: between two that it has in proportion, from 0 at step 0, None past its last."""
+    known, value = axis.ordered()
+    known, value = (np.concatenate([[0.0], column[np.isfinite(value)]]) for column in (known, value))
+    found = np.interp(np.asarray(steps, dtype=float), known, value, right=np.nan)
+    return [float(f"{v:.6g}") if np.isfinite(v) else None for v in found]
 
 
 def regular(path: Path) -> os.stat_result | None:

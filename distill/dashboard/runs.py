@@ -85,7 +85,7 @@ class Run:
             "family": told.get("converter.family"),
             "recipe": digest(told),
             "problems": self.problems(),
-            "where": regular(self.path / "where.safetensors") is not None,
+            "where": regular(self.path / "where.json") is not None,
         }
         return brief | (short or self.cached("metrics.jsonl", progress) or {})
 

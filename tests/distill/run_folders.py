@@ -60,10 +60,12 @@ def recipe(*, family: str = "perceiver", steps: int = 100, seed: int = 0, lr: fl
 def lines(
     steps: int, *, targets: Sequence[str] = TARGETS, every: int = 10, top: float = 0.6
 ) -> Iterator[dict[str, Any]]:
-    """What a run logs: a falling loss at every step, r2c on val at every tenth."""
+    """What a run logs: a falling loss at every step, what it has taken, and r2c on val at every tenth."""
     for step in range(1, steps + 1):
         left = np.exp(-3 * step / steps)
         yield {"step": step, "split": "train", "target": None, "metric": "loss", "value": 0.3 + left}
+        for metric, each in (("seconds", 0.5), ("bytes", 1000)):
+            yield {"step": step, "split": "train", "target": None, "metric": metric, "value": each * step}
         if step % every == 0:
             for target in targets:
                 yield {"step": step, "split": "val", "target": target, "metric": "r2c", "value": top * (1 - left)}
@@ -129,28 +131,36 @@ def write_where(
     width: int = 32,
     grids: Mapping[str, Sequence[int]] | None = None,
 ) -> None:
-    """where.safetensors of a run whose error grows towards the edges and with time."""
+    """where.json and where.safetensors of a run whose error grows towards the edges and with time."""
     draw = np.random.default_rng(0)
     grids = {"videomae": (8, 14, 14), "timesformer": (16, 14, 14), "vivit": ()} if grids is None else grids
-    pictured = [0, 1, clips - 1]
-    tensors: dict[str, np.ndarray] = {"thumbnails": draw.integers(0, 256, (3, 56, 56, 3), dtype=np.uint8)}
+    shown, tensors, targets = (0, 1, clips - 1), dict[str, np.ndarray](), dict[str, Any]()
     for target, grid in grids.items():
-        special = 0 if grid else 1
-        error = np.full(special, 0.4)
+        error, kinds = np.full(1, 0.4), []
         if grid:
             t, y, x = np.meshgrid(*(np.linspace(-1, 1, n) for n in grid), indexing="ij")
             error = ((1 - r2c) * (0.6 + 0.5 * (y**2 + x**2) + 0.2 * t)).ravel()
-            shade = np.stack([128 + 100 * t, 128 + 100 * y, 128 + 100 * x], axis=-1)
+            shade, kinds = np.stack([128 + 100 * t, 128 + 100 * y, 128 + 100 * x], axis=-1), ["converted", "student"]
             noise = [draw.normal(0, scale, (3, *shade.shape)) for scale in (0, 20, 40)]
-            for what, at in zip(("teacher", "converted", "student"), noise, strict=True):
-                tensors[f"{target}.{what}"] = np.clip(shade + at, 0, 255).astype(np.uint8)
+            for what, at in zip(("teacher", *kinds), noise, strict=True):
+                tensors[f"{target}/{what}"] = np.clip(shade + at, 0, 255).astype(np.uint8)
+            tensors[f"{target}/thumbnails"] = draw.integers(0, 256, (3, grid[0], 56, 56, 3), dtype=np.uint8)
         channels = (1 - r2c) * draw.gamma(4, 0.25, width)
         by_clip = (1 - r2c) * np.random.default_rng(1).gamma(9, 1 / 9, clips)
-        for what, errors in (("positions", error), ("channels", channels), ("clips", by_clip)):
-            tensors[f"{target}.{what}"] = np.stack([errors, np.ones_like(errors)])
-    about = {
-        "targets": {t: {"grid": list(grid), "special": [] if grid else ["cls"]} for t, grid in grids.items()},
-        "clips": {"keys": [f"{n:06d}-clip" for n in range(clips)], "groups": [f"g{n // 2}" for n in range(clips)]},
-        "pictured": pictured,
-    }
-    save_file(tensors, folder / "where.safetensors", metadata={"where": json.dumps(about)})
+        for axis, errors in (("positions", error), ("channels", channels), ("clips", by_clip)):
+            tensors[f"{target}/spread/{axis}"] = np.ones_like(errors)
+            tensors[f"{target}/error/converter/{axis}"] = errors
+            tensors[f"{target}/error/ridge/{axis}"] = errors + 0.1
+        targets[target] = {
+            "grid": list(grid) or None,
+            "special": [] if grid else ["cls"],
+            "candidates": ["converter", "ridge"],
+            "shown": [{"clip": clip, "r2c": float(1 - by_clip[clip])} for clip in shown],
+            "shares": [0.4, 0.2, 0.1] if grid else None,
+            "pictures": [*kinds, "teacher"] if grid else [],
+            "thumbnails": bool(grid),
+        }
+    listed = [{"key": f"{n:06d}-clip", "source": f"{n}.mp4", "group": f"g{n // 2}", "label": "a"} for n in range(clips)]
+    about = {"version": 1, "split": "test", "main": "converter", "clips": listed, "targets": targets}
+    save_file(tensors, folder / "where.safetensors")
+    (folder / "where.json").write_text(json.dumps(about))

@@ -74,8 +74,9 @@ def test_runs_without_numbers_or_a_common_target_are_refused(tmp_path: Path) -> 
 def test_other_clips_in_the_files_give_no_interval_and_say_so(tmp_path: Path) -> None:
     a, b = write_run(tmp_path / "a", where=True), write_run(tmp_path / "b")
     write_where(b, clips=41)
-    assert pair(a, b)["notes"]["videomae"] == "no interval: where.safetensors of a and of b list other test clips"
+    assert pair(a, b)["notes"]["videomae"] == "no interval: where.json of a and of b list other test clips"
     (b / "where.safetensors").write_bytes(b"\x08\x00")
+    (b / "where.json").write_text((b / "where.json").read_text() + " ")
     assert "no interval: where.safetensors cannot be read" in pair(a, b)["notes"]["videomae"]
 
 
@@ -100,39 +101,92 @@ def test_the_command_ends_with_a_status_for_ci(
     assert said in capsys.readouterr().out
 
 
-# --- where.safetensors
+# --- where.json and where.safetensors
 
 
 def test_errors_by_place_channel_and_clip_are_told(tmp_path: Path) -> None:
     write_where(tmp_path, r2c=0.6)
-    found = Where(tmp_path / "where.safetensors").told("videomae")
+    file = Where(tmp_path / "where.json")
+    found, floor = (file.told("videomae", name) for name in ("converter", "ridge"))
     assert found["grid"] == (8, 14, 14) and len(found["positions"]) == 8 * 14 * 14
+    assert found["candidates"] == ["converter", "ridge"] and found["shares"] == [0.4, 0.2, 0.1]
     assert found["positions"][0] == pytest.approx(1 - 0.4 * (0.6 + 1 - 0.2), abs=1e-5)  # first frame, a corner
+    assert floor["positions"][0] == pytest.approx(found["positions"][0] - 0.1, abs=1e-5)
     assert sum(found["channels"]["counts"]) + found["channels"]["below"] == 32
     worst = [clip["r2c"] for clip in found["clips"]["worst"]]
     assert worst == sorted(worst) and found["clips"]["best"][0]["r2c"] > worst[-1] and found["clips"]["of"] == 40
-    assert found["pictures"][2]["key"] == "000039-clip" and found["pictures"][0]["teacher"]["shape"] == (8, 14, 14, 3)
-    pooled = Where(tmp_path / "where.safetensors").told("vivit")
-    assert pooled["special"] == {"cls": 0.6} and pooled["positions"] == [] and pooled["pictures"][0]["teacher"] is None
+    picture = found["pictures"][2]
+    assert (picture["key"], picture["label"]) == ("000039-clip", "a") and picture["teacher"]["shape"] == (8, 14, 14, 3)
+    assert picture["thumbnails"]["shape"] == (8, 56, 56, 3)
+    pooled = file.told("vivit", "converter")
+    assert pooled["special"] == {"cls": 0.6} and pooled["positions"] == [] and pooled["pictures"] == []
 
 
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"videomae.positions": np.ones((2, 5))}, r"videomae.positions .* shape \(2, 5\); it must be \(2, 1568\)"),
-        ({"videomae.channels": np.ones(5)}, r"videomae.channels .* shape \(5,\)"),
-        ({"videomae.clips": np.ones((2, 7))}, r"shape \(2, 7\); it must be \(2, 40\)"),
-        ({"videomae.teacher": np.ones((3, 8, 14, 14, 3))}, "videomae.teacher .* is float64"),
-        ({"thumbnails": np.ones((9, 8, 8, 3), np.uint8)}, r"thumbnails .* uint8 \(9, 8, 8, 3\)"),
+        ({"videomae/error/converter/positions": np.ones(5)}, r"positions of .* shape \(5,\); it must be \(1568,\)"),
+        ({"videomae/spread/positions": np.ones((2, 5))}, r"spread/positions of .* shape \(2, 5\)"),
+        ({"videomae/spread/channels": np.ones(5)}, r"videomae/spread/channels .* shape \(5,\); it must be \(32,\)"),
+        ({"videomae/error/converter/clips": np.ones(7)}, r"shape \(7,\); it must be \(40,\)"),
+        ({"videomae/teacher": np.ones((3, 8, 14, 14, 3))}, "videomae/teacher .* is float64"),
+        ({"videomae/thumbnails": np.ones((9, 2, 8, 8, 3), np.uint8)}, r"thumbnails .* uint8 \(9, 2, 8, 8, 3\)"),
     ],
 )
-def test_a_file_of_another_form_is_refused_by_name(change: dict, said: str, tmp_path: Path) -> None:
+def test_tensors_of_another_form_are_refused_by_name(change: dict, said: str, tmp_path: Path) -> None:
     write_where(tmp_path)
     file = tmp_path / "where.safetensors"
-    about = Where(file).file.metadata()
-    save_file(load_file(file) | change, file, metadata=about)
+    save_file(load_file(file) | change, file)
     with pytest.raises(ValueError, match=said):
-        Where(file).told("videomae")
-    save_file({"x": np.ones(1)}, file)
-    with pytest.raises(ValueError, match="cannot be read .*'where'"):
+        Where(tmp_path / "where.json").told("videomae", "converter")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"version": 2}, "version 2, where this page knows 1"),
+        ({"main": None, "clips": 3}, "where.json cannot be read .*int"),
+        ({"clips": [7]}, "where.json cannot be read"),
+        ({"targets": ["videomae"]}, "where.json cannot be read"),
+    ],
+)
+def test_a_record_of_another_form_is_refused(change: dict, said: str, tmp_path: Path) -> None:
+    write_where(tmp_path)
+    file = tmp_path / "where.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    with pytest.raises(ValueError, match=said):
         Where(file)
+    for text in ("{", "[" * 100_000, "[]", "\x00"):
+        file.write_text(text)
+        with pytest.raises(ValueError, match="where.json cannot be read"):
+            Where(file)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"grid": [8, 14]}, r"the grid of videomae is \[8, 14\]"),
+        ({"grid": "no"}, "the grid of videomae is 'no'"),
+        ({"candidates": []}, r"candidates of videomae are \[\]"),
+        ({"shown": [{"clip": 99}]}, "shown clips of videomae are .*99.* its 40 clips"),
+        ({"shown": [{"clip": -1}]}, "shown clips of videomae are .*-1.* its 40 clips"),
+        ({"shown": "three"}, "shown clips of videomae are three"),
+    ],
+)
+def test_a_target_of_another_form_is_refused_by_name(change: dict, said: str, tmp_path: Path) -> None:
+    write_where(tmp_path)
+    file = tmp_path / "where.json"
+    record = json.loads(file.read_text())
+    record["targets"]["videomae"] |= change
+    file.write_text(json.dumps(record))
+    with pytest.raises(ValueError, match=said):
+        Where(file).told("videomae", "converter")
+
+
+def test_a_record_without_its_tensors_is_refused(tmp_path: Path) -> None:
+    write_where(tmp_path)
+    tensors = tmp_path / "where.safetensors"
+    moved = tensors.rename(tmp_path / "elsewhere")
+    tensors.symlink_to(moved)
+    with pytest.raises(ValueError, match=r"where.safetensors cannot be read \(there is no such file\)"):
+        Where(tmp_path / "where.json")

@@ -25,11 +25,13 @@ QUIET = ("gpu", "quic", "background-networking", "component-update", "sync")
 PAGES = ("overview", "curves", "where", "deficiency", "compare")
 HOSTILE = "<img src=x onerror=alert(1)>"
 READBACK = "Multiple readback operations"  # what Chromium says of PAINTED
-PAINTED = """(canvas) => {
-    const {data} = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+PAINTED = """(layers) => {
     const found = {};
-    for (let at = 0; at < data.length; at += 4) {
-        if (data[at + 3]) found[data.slice(at, at + 3).join()] = (found[data.slice(at, at + 3).join()] ?? 0) + 1;
+    for (const canvas of layers) {
+        const {data} = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+        for (let at = 0; at < data.length; at += 4) {
+            if (data[at + 3]) found[data.slice(at, at + 3).join()] = (found[data.slice(at, at + 3).join()] ?? 0) + 1;
+        }
     }
     return found;
 }"""
@@ -92,9 +94,9 @@ def until(found: Callable[[], Any], seconds: float = 60) -> Any:
 
 
 def painted(page: Any, title: str) -> dict[str, int]:
-    """Colour -> pixels of the chart under a title that begins so; empty until it is drawn."""
-    chart = page.locator("section.card", has=page.locator("h2", has_text=title)).locator("canvas").first
-    return chart.evaluate(PAINTED) if chart.count() else {}
+    """Colour -> pixels of the chart under a title that begins so, all its layers; empty until it is drawn."""
+    chart = page.locator("section.card", has=page.locator("h2", has_text=title)).locator("canvas")
+    return chart.evaluate_all(PAINTED)
 
 
 def drawn(page: Any, title: str) -> dict[str, int]:
@@ -245,7 +247,7 @@ def test_broken_runs_say_what_is_broken(page: Any, address: str, runs: Path) -> 
     page.goto(address)
     broken = page.locator("section", has_text="What is broken")
     text = until(lambda: broken.count() and broken.inner_text())
-    assert "1 line not JSON (the first is line 40)" in text and "half written (5 bytes)" in text
+    assert "1 line not JSON (the first is line 100)" in text and "half written (5 bytes)" in text
     assert "summary.json cannot be read" in text
     page.keyboard.press("3")
     until(lambda: "The file is damaged" in page.locator("main").inner_text())

@@ -69,7 +69,7 @@ def test_what_is_broken_is_counted_and_the_rest_is_shown(tmp_path: Path) -> None
     found = Journal(file)
     found.read_on()
     assert found.points(0, 9) == {
-        **{"split": "val", "target": None, "metric": "r2c", "converter": None, "points": 3, "last": 0.3, "axes": []},
+        **{"split": "val", "target": None, "metric": "r2c", "converter": None, "points": 3, "last": 0.3},
         **{"step": [1.0, 2.0, 3.0], "value": [0.1, None, 0.3]},
     }
     said = "\n".join(found.complaints())
@@ -142,16 +142,30 @@ def test_thinning_keeps_ends_extremes_and_the_start() -> None:
     assert thin(value[:10], 600).tolist() == list(range(10))
 
 
-def test_steps_that_go_back_are_shown_in_their_order_with_what_stands_beside_them(tmp_path: Path) -> None:
+def test_steps_that_go_back_are_shown_in_their_order(tmp_path: Path) -> None:
     file = tmp_path / "metrics.jsonl"
+    file.write_text("".join(line(step, step / 10) for step in (3, 1, 2)))
+    found = Journal(file)
+    found.read_on()
+    points = found.points(0, 9)
+    assert points is not None and points["step"] == [1, 2, 3] and points["value"] == [0.1, 0.2, 0.3]
+    assert "seconds" not in points and "bytes" not in points
+
+
+def test_what_a_run_has_taken_stands_beside_every_step(tmp_path: Path) -> None:
+    """Between steps in proportion, from 0 on; nothing beyond the last, and nothing of what is not a number."""
+    file, taken = tmp_path / "metrics.jsonl", {"split": "train", "target": None}
     file.write_text(
-        "".join(line(step, step / 10, seconds=2 * step, bytes=step) for step in (3, 1, 2)) + line(4, 0.4, bytes=4)
+        "".join(line(step, 0.5) for step in (1, 2, 3, 4, 5))
+        + line(2, 10.0, metric="seconds", **taken)
+        + line(3, None, metric="seconds", **taken)
+        + line(4, 30.0, metric="seconds", **taken)
+        + line(9, 99.0, metric="seconds", split="val")
     )
     found = Journal(file)
     found.read_on()
     points = found.points(0, 9)
-    assert points is not None and points["step"] == [1, 2, 3, 4] and points["bytes"] == [1, 2, 3, 4]
-    assert points["axes"] == ["bytes"] and "seconds" not in points
+    assert points is not None and points["seconds"] == [5, 10, 20, 30, None] and "bytes" not in points
 
 
 def test_recipes_are_read_by_key() -> None:
@@ -224,8 +238,8 @@ def test_every_line_that_a_run_logs_is_read(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run", steps=50)
     found = Journal(folder / "metrics.jsonl")
     found.read_on()
-    assert found.lines == len(list(lines(50))) == 65 and not found.complaints()
+    assert found.lines == len(list(lines(50))) == 165 and not found.complaints()
     assert [(one["split"], one["target"], one["metric"], one["points"]) for one in found.listed()] == [
-        ("train", None, "loss", 50),
+        *[("train", None, metric, 50) for metric in ("loss", "seconds", "bytes")],
         *[("val", target, "r2c", 5) for target in ("videomae", "timesformer", "vivit")],
     ]

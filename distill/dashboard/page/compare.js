@@ -20,9 +20,9 @@ export function mountCompare(main) {
   return async (model, state) => {
     const mine = ++turn;
     const [first, second] = pair(model, state);
+    for (const part of [a.root, b.root, swap, chart.root, numbers, recipe]) part.hidden = !second;
     if (!second) {
-      replace(verdict, h("h2", {}, "It takes two runs"), h("p", {}, `There are ${model.runs.length}.`));
-      return chart.say("");
+      return replace(verdict, h("h2", {}, "It takes two runs"), h("p", { class: "note" }, model.runs.length ? "There is one." : `There is no run below ${model.roots.join(", ")}.`));
     }
     const options = model.runs.map((run) => [run.id, `${run.name} (${run.state === "finished" ? run.family : run.state})`]);
     a.fill(options, first, { always: true });
@@ -64,9 +64,14 @@ function show({ verdict, chart, numbers, recipe }, found) {
   replace(verdict, h("h2", {}, "Which is better in r2c"), h("ul", {}, changes.map((one) => h("li", {}, h("b", {}, one.target), `: ${judge(one)}`))),
     h("details", {}, h("summary", {}, "Same clips, view and normaliser"), hashes));
   replace(numbers, h("h2", {}, "Numbers on test"), h("div", { class: "tiles" }, Object.entries(found.targets).map(([target, metrics]) => h("div", {}, h("h3", {}, target),
-    table(["metric", "A", "B", "B − A"], Object.entries(metrics).map(([name, at]) => [name, number(at.a, 4), number(at.b, 4), `${signed(at.value, 4)} ${between(at.low, at.high, 4)}`])),
-    h("p", { class: "note" }, found.notes[target], Object.entries(found.marks[target]).slice(0, 1).map(([, why]) => `; not to be trusted: ${why}`))))));
+    table(["metric", "A", "B", "B − A"], Object.entries(metrics).filter(([, at]) => at.a != null || at.b != null).map(numbersOf)),
+    h("p", { class: "note" }, [found.notes[target], ...Object.entries(found.marks[target]).map(([name, why]) => `not to be trusted: ${name} (${why})`)].join("; "))))));
   drawChanges(chart, changes);
+}
+
+function numbersOf([name, at]) {
+  const digits = name === "rank_recovery" ? 0 : 4; // a count
+  return [name, number(at.a, digits), number(at.b, digits), `${signed(at.value, digits)} ${between(at.low, at.high, digits)}`];
 }
 
 const short12 = (text) => (text == null ? "not there" : String(text).slice(0, 12));

@@ -2,7 +2,7 @@
 
 import { axis, card, tip } from "./card.js";
 import { get } from "./data.js";
-import { h, number, replace, select, shortPath } from "./dom.js";
+import { amount, h, number, replace, select, shortPath } from "./dom.js";
 import { floorLines, lineGroups, nearAndFar, reach } from "./floors.js";
 import { METRICS, chosen, floorsOf, standings, variants } from "./runs.js";
 import { change, note } from "./state.js";
@@ -10,7 +10,8 @@ import { colour, dash } from "./theme.js";
 
 const MOST = 12; // runs in one chart
 const LISTED = 300; // runs in the list; the filter finds the others
-const AXES = { step: "step", seconds: "seconds", bytes: "bytes read" };
+const AXES = { step: "step", seconds: "seconds of training", bytes: "bytes read" };
+const TAKEN = ["train / seconds", "train / bytes"]; // axes, of which nobody wants a curve first
 
 export function mountCurves(main) {
   const metric = select("metric", (value) => change({ series: value }));
@@ -85,7 +86,7 @@ function metricNames(lists) {
 }
 
 function preferred(names, target) {
-  return names.find((name) => name === `val / ${target} / r2c`) ?? names.find((name) => name.endsWith("/ r2c")) ?? names.find((name) => name === "train / loss") ?? names[0];
+  return names.find((name) => name === `val / ${target} / r2c`) ?? names.find((name) => name.endsWith("/ r2c")) ?? names.find((name) => name === "train / loss") ?? names.find((name) => !TAKEN.includes(name)) ?? names[0];
 }
 
 function complaints(run, { problems, read }) {
@@ -111,14 +112,14 @@ function drawCurves(chart, { model, at, lines, key, x, log, only, floors, zoom }
   const [start, end] = /^\d+(\.\d+)?-\d+(\.\d+)?$/.test(zoom) ? zoom.split("-").map(Number) : [0, 100];
   const option = (look) => ({
     grid: { left: 64, right: 130, top: 20, bottom: 48 },
-    xAxis: axis(look, AXES[x], { type: log ? "log" : "value", max: "dataMax", min: log ? "dataMin" : null }),
+    xAxis: axis(look, AXES[x], { type: log ? "log" : "value", max: "dataMax", min: log ? "dataMin" : null, axisLabel: { color: look.faint, hideOverlap: true, formatter: (value) => amount(value) } }),
     yAxis: axis(look, key, { type: "value", scale: true, nameGap: 48, ...(near.length ? reach(near, values) : {}) }),
     dataZoom: [{ type: "inside", filterMode: "none", start, end }],
-    tooltip: tip(look, (at) => [`${AXES[x]} ${at[0].value[0]}`, ...at.map((one) => `${one.seriesName}: ${number(one.value[1], 4)}`)], { trigger: "axis" }),
+    tooltip: tip(look, (at) => [`${AXES[x]}: ${amount(at[0].value[0])}`, ...at.map((one) => `${one.seriesName}: ${number(one.value[1], 4)}`)], { trigger: "axis" }),
     series: [
       ...styled.map(({ run, points, family, again }) => ({
         id: run.id, name: run.name, type: "line", showSymbol: points.step.length < 30, symbolSize: 5,
-        data: points[x].map((along, i) => [along, points.value[i]]).filter(([along]) => !log || along > 0),
+        data: points[x].map((along, i) => [along, points.value[i]]).filter(([along]) => along != null && (!log || along > 0)),
         lineStyle: { color: colour(family, look), type: dash(again), width: 1.8 }, itemStyle: { color: colour(family, look) },
         endLabel: { show: true, formatter: shortPath(run.name, 18), color: look.text, fontSize: 11 }, labelLayout: { moveOverlap: "shiftY" },
       })),
@@ -129,7 +130,9 @@ function drawCurves(chart, { model, at, lines, key, x, log, only, floors, zoom }
   const notes = ["Colour: family. Dash: further runs of it. The wheel zooms."];
   if (known.length) notes.push(`Dashed: floors and references of the best run, on test${far}.`);
   if (new Set(lines.map((one) => one.run.set)).size > 1) notes.push("These runs are not all known to be on the same clips, view and normaliser: do not compare them.");
-  if (only) notes.push("These files hold steps alone, no seconds and no bytes.");
+  if (only) notes.push("Of these runs not all have taken down seconds and bytes: steps are the only axis that they share.");
+  if (x === "seconds") notes.push("Wall time on whatever machine a run was, all contestants of a contest together.");
+  if (x === "bytes") notes.push("Student and teachers as they lie in the store, times the clips of the steps so far.");
   if (lines.some(({ points }) => points.points > points.step.length)) notes.push("Thinned to about 600 points a line; extremes are kept.");
   chart.title(key);
   chart.show(option, rows, notes.join(" "), {

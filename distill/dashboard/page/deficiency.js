@@ -8,6 +8,7 @@ import { change } from "./state.js";
 import { colour, dash, shape } from "./theme.js";
 
 const READ = 24; // runs whose summaries are read
+const PLAIN = 8; // where no run is deprived: those whose rank recovery is shown
 const ALARMING = ["converted", "student", "student_rank", "converted_pca", "converted_supervised", "teacher"]; // no control
 
 export function mountDeficiency(main) {
@@ -27,8 +28,9 @@ export function mountDeficiency(main) {
   return async (model, state) => {
     const mine = ++turn;
     const at = chosen(model, state);
-    const looked = (one, target) => dig(one.summary, "deficiency", "targets", target) ?? dig(one.summary, "head", target);
-    const wanted = at.runs.filter((run) => dig(run, "deficiency", "kind") || run.head).slice(0, READ);
+    const looked = (one, target) => dig(one.summary, "deficiency", "targets", target) ?? dig(one.summary, "head", target) ?? recovery(one, target);
+    const deprived = at.runs.filter((run) => dig(run, "deficiency", "kind") || run.head).slice(0, READ);
+    const wanted = deprived.length ? deprived : at.runs.slice(0, PLAIN);
     const found = await Promise.all(wanted.map(async (run) => ({ run, ...(await get(`runs/${run.id}`, String(run.stamp))) })));
     if (mine !== turn) return;
     const targets = at.targets.filter((target) => found.some((one) => looked(one, target)));
@@ -39,7 +41,7 @@ export function mountDeficiency(main) {
     const measured = full.filter((one) => dig(one.summary, "deficiency", "targets", at.target));
     showArms(arms, measured, at.target);
     showDials(dials, model, measured, at.target);
-    showRank(rank, measured, at.target);
+    showRank(rank, measured.length ? measured : full, at.target);
     const withHead = full.filter((one) => dig(one.summary, "head", at.target));
     const tasks = [...new Set(withHead.flatMap((one) => Object.keys(one.summary.head[at.target])))];
     const which = tasks.includes(state.task) ? state.task : tasks[0];
@@ -54,6 +56,7 @@ export function mountDeficiency(main) {
 
 const about = (one) => one.summary.deficiency ?? {};
 const name = (one) => one.run.name.split("/").at(-1);
+const recovery = (one, target) => dig(about(one), "targets", target, "rank_recovery") ?? dig(one.summary, "rank_recovery", target);
 const byDial = (a, b) => (about(a).kind ?? "").localeCompare(about(b).kind ?? "") || (about(a).strength ?? 0) - (about(b).strength ?? 0);
 const whole = (one) => [undefined, "none"].includes(about(one).kind);
 
@@ -86,9 +89,9 @@ function showDials(dials, model, full, target) {
   })).filter((point) => point.x > 0));
   const twins = full.filter(whole).map((one) => ({ name: name(one), y: dig(one.summary, "targets", target, "r2c") }));
   const masked = points.map((line) => line.filter((point) => point.masked != null));
-  const line = (id, label, data, at, look, type) => ({
+  const line = (id, label, data, at, look, type, named) => ({
     id, name: label, type: "line", data, symbol: shape(at), symbolSize: 9, itemStyle: { color: colour(at, look) }, lineStyle: { color: colour(at, look), type },
-    endLabel: { show: true, formatter: label, color: look.text }, labelLayout: { moveOverlap: "shiftY" },
+    endLabel: { show: named, formatter: label, color: look.text }, labelLayout: { moveOverlap: "shiftY" },
   });
   const draw = (look) => ({
     grid: { left: 60, right: 140, top: 20, bottom: 46 },
@@ -96,21 +99,21 @@ function showDials(dials, model, full, target) {
     yAxis: axis(look, "r2c on test", { type: "value", scale: true, nameGap: 40 }),
     tooltip: tip(look, (at) => [at.seriesName, `strength ${at.value[0]}`, `r2c ${number(at.value[1], 4)}`]),
     series: [
-      ...kinds.map((kind, at) => line(kind, kind, points[at].map((p) => [p.x, p.y]), at, look, "solid")),
-      ...kinds.map((kind, at) => line(`${kind} masked`, `${kind}, mask on`, masked[at].map((p) => [p.x, p.masked]), at, look, "dotted")).filter((one) => one.data.length),
+      ...kinds.map((kind, at) => line(kind, kind, points[at].map((p) => [p.x, p.y]), at, look, "solid", true)),
+      ...kinds.map((kind, at) => line(`${kind} masked`, `${kind}, mask on`, masked[at].map((p) => [p.x, p.masked]), at, look, "dotted", false)).filter((one) => one.data.length),
       { id: "twins", type: "line", data: [], markLine: { silent: true, symbol: "none", precision: 9, lineStyle: { color: look.faint, type: "dashed" },
         label: { position: "insideStartTop", color: look.faint, formatter: ({ data }) => data.text }, data: twins.map((twin) => ({ yAxis: twin.y, text: `twin ${twin.name}` })) } },
     ],
   });
   dials.title(`Dial against r2c: ${target}`);
   dials.show(draw, [["kind", "run", "strength", "r2c", "r2c with the mask on"], ...points.flatMap((line, at) => line.map((p) => [kinds[at], p.one.run.name, p.x, p.y, p.masked]))],
-    "Strengths of different kinds are not the same amount. Dashed: the twin.");
+    `Strengths of different kinds are not the same amount. Dashed: the twin.${masked.some((line) => line.length) ? " Dotted: with the mask on." : ""}`);
 }
 
 // --- R2 of the teacher's components
 
 function showRank(rank, full, target) {
-  const lines = full.map((one) => ({ one, r2: dig(about(one), "targets", target, "rank_recovery", "r2") ?? [], k: dig(about(one), "targets", target, "rank_recovery", "k") })).filter((line) => line.r2.length);
+  const lines = full.map((one) => ({ one, r2: dig(recovery(one, target), "r2") ?? [], k: dig(recovery(one, target), "k") })).filter((line) => line.r2.length);
   if (!lines.length) return rank.say("No run of this set has measured it.");
   const draw = (look) => ({
     grid: { left: 60, right: 120, top: 20, bottom: 46 },

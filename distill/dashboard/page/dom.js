@@ -46,6 +46,12 @@ export function number(value, digits = 3) {
   return value == null ? "–" : value.toFixed(digits).replace(/^-(?=0\.?0*$)/, "").replace("-", "−");
 }
 
+// 1500000 as 1.5 M; thousands in full.
+export function amount(value, digits = 4) {
+  const [size, unit] = [[1e12, " T"], [1e9, " G"], [1e6, " M"]].find(([least]) => value >= least) ?? [1, ""];
+  return `${+(value / size).toPrecision(digits)}${unit}`;
+}
+
 export function signed(value, digits = 3) {
   return value == null ? "–" : (value < 0 ? "" : "+") + number(value, digits);
 }

@@ -16,7 +16,8 @@ export function reach(floors, points) {
   const values = [...floors, ...points].flatMap((one) => [one.value, one.low ?? one.value, one.high ?? one.value]);
   const [least, most] = [Math.min(...values), Math.max(...values)];
   const step = 10 ** Math.ceil(Math.log10(most - least || 1)) / 5;
-  return { min: +(Math.floor(least / step) * step).toFixed(9), max: +(Math.ceil(most / step) * step).toFixed(9) };
+  const alone = most === least ? 1 : 0; // a single value lies in the middle
+  return { min: +((Math.floor(least / step) - alone) * step).toFixed(9), max: +((Math.ceil(most / step) + alone) * step).toFixed(9) };
 }
 
 // Floors whose lines would lie on each other share one label.

@@ -3,7 +3,7 @@
 import { axis, card, tip, whiskers } from "./card.js";
 import { get } from "./data.js";
 import { floorLines, lineGroups, nearAndFar, reach } from "./floors.js";
-import { between, h, number, replace, select, short, signed, table } from "./dom.js";
+import { amount, between, h, number, replace, select, short, signed, table } from "./dom.js";
 import { COSTS, METRICS, better, chosen, costOf, dig, doubts, floorsOf, gained, leadOver, measured, standings, variants } from "./runs.js";
 import { change, linkTo } from "./state.js";
 import { colour, dash, shape } from "./theme.js";
@@ -28,7 +28,7 @@ export function mountOverview(main) {
     const all = variants(at.runs);
     set.fill(model.sets.map((one, number) => [String(number), setName(one, number)]), String(at.set));
     teacher.fill(at.targets.map((name) => [name, name]), at.target);
-    metric.fill(METRICS.map((name) => [name, name]), at.metric);
+    metric.fill(METRICS.filter((name) => at.runs.some((run) => measuredBy(run, name))).map((name) => [name, name]), at.metric);
     cost.fill(Object.entries(COSTS), at.cost);
     showOthers(under, model);
     if (!all.length) {
@@ -39,11 +39,13 @@ export function mountOverview(main) {
       return;
     }
     showAnswer(answer, model, at, all);
-    front.height(showHeat(heat, at, all));
+    front.height(Math.max(300, showHeat(heat, at, all)));
     showFront(front, model, at, all);
     showRising(rising, model, at, all);
   };
 }
+
+const measuredBy = (run, metric) => Object.values(run.targets ?? {}).some((of) => of[metric] != null);
 
 function setName(one, at) {
   const differs = one.differs.length ? `, other ${one.differs.join(", ")}` : "";
@@ -135,7 +137,7 @@ function heatOption(look, { at, names, cells, top, values }) {
   }));
   const label = ({ data: { cell } }) => {
     const star = top.get(cell.target)?.name === cell.name && cell.kind === "family" ? "★ " : "";
-    return `${star}${number(cell.value)}${cell.low == null ? "" : ` ±${((cell.high - cell.low) / 2).toFixed(3)}`}`;
+    return `${star}${number(cell.value, at.metric === "rank_recovery" ? 0 : 3)}${cell.low == null ? "" : ` ±${((cell.high - cell.low) / 2).toFixed(3)}`}`;
   };
   return {
     grid: { left: 110, right: 10, top: 26, bottom: 10 },
@@ -165,7 +167,7 @@ function showFront(front, model, at, all) {
   if (!points.length) return front.say("No run says what it costs.");
   const draw = (look) => ({
     grid: { left: 56, right: 118, top: 20, bottom: 46 },
-    xAxis: axis(look, COSTS[at.cost], { type: "log", min: (r) => r.min / 1.5, max: (r) => r.max * 1.5, axisLabel: { color: look.faint, formatter: amount, hideOverlap: true } }),
+    xAxis: axis(look, COSTS[at.cost], { type: "log", min: (r) => r.min / 1.5, max: (r) => r.max * 1.5, axisLabel: { color: look.faint, formatter: (value) => amount(value, 2), hideOverlap: true } }),
     yAxis: axis(look, at.metric, { type: "value", scale: true, nameGap: 40, ...reach(near, points) }),
     tooltip: tip(look, ({ data }) => (data?.point ? [`${data.point.variant.family}: ${data.point.variant.first.name}`,
       `${at.metric} ${number(data.point.value, 4)} ${between(data.point.low, data.point.high, 4)}`, costText(data.point.variant)] : [])),
@@ -186,8 +188,6 @@ function showFront(front, model, at, all) {
     `A point for each recipe, with its interval. The line joins what nothing cheaper beats. Dashed: floors, which cost nothing of this${far}.`,
     { click: (event) => event.data?.point && change({ page: "curves", runs: event.data.point.variant.first.id }) });
 }
-
-export const amount = (value) => (value >= 1e9 ? `${+(value / 1e9).toPrecision(2)} G` : value >= 1e6 ? `${+(value / 1e6).toPrecision(2)} M` : `${+value.toPrecision(2)}`);
 
 // --- is it still improving
 

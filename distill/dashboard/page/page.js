@@ -52,7 +52,7 @@ function received(list) {
   model = buildModel(list);
   const running = list.runs.filter((run) => run.state === "running").length;
   status.className = "";
-  replace(status, `${list.runs.length} runs${running ? `, ${running} running` : ""}, ${exported ? `exported ${exported}` : "live"}`);
+  replace(status, `${list.runs.length} run${list.runs.length === 1 ? "" : "s"}${running ? `, ${running} running` : ""}, ${exported ? `exported ${exported}` : "live"}`);
   render();
 }
 

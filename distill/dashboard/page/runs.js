@@ -1,7 +1,7 @@
 // The list of runs as pages need it: sets that can be compared, variants (a recipe in several seeds), and the best of
 // every family. What is chosen is chosen on val; what is shown was measured on test.
 
-export const METRICS = ["r2c", "r2", "cos_std", "cka", "nmse", "smooth_l1", "cosine"];
+export const METRICS = ["r2c", "r2", "cos_std", "cka", "nmse", "smooth_l1", "knn", "procrustes", "rank_recovery", "probe_agreement", "cosine"];
 const LOWER = new Set(["nmse", "smooth_l1"]);
 export const COSTS = { macs: "MACs a clip", parameters: "parameters", latency_ms: "ms a clip" };
 

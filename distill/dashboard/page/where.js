@@ -6,11 +6,12 @@ import { h, number, replace, select, table } from "./dom.js";
 import { change } from "./state.js";
 
 const ACROSS = 8; // frames in a row
-const ROWS = [["thumbnail", "frames"], ["student", "student"], ["converted", "converted"], ["teacher", "teacher"]];
+const ROWS = [["thumbnails", "frames"], ["student", "student, by ridge"], ["converted", "converted"], ["teacher", "teacher"]];
 
 export function mountWhere(main) {
   const run = select("run", (value) => change({ run: value }));
   const teacher = select("teacher", (value) => change({ teacher: value }));
+  const candidate = select("errors of", (value) => change({ of: value }));
   const clip = select("clip", (value) => change({ clip: value }));
   const missing = h("section", { class: "card wide" });
   const places = card("r2c by place and frame", { height: 300, wide: true });
@@ -18,7 +19,7 @@ export function mountWhere(main) {
   const clips = h("section", { class: "card" });
   const pictures = h("section", { class: "card wide" });
   const parts = [places.root, channels.root, clips, pictures];
-  replace(main, h("div", { class: "controls" }, run.root, teacher.root, clip.root), h("div", { class: "grid" }, missing, parts));
+  replace(main, h("div", { class: "controls" }, run.root, teacher.root, candidate.root, clip.root), h("div", { class: "grid" }, missing, parts));
   let turn = 0;
 
   return async (model, state) => {
@@ -26,39 +27,49 @@ export function mountWhere(main) {
     const id = model.byId.has(state.run) ? state.run : (model.runs.find((one) => one.where) ?? model.runs[0])?.id;
     const at = model.byId.get(id);
     run.fill(model.runs.map((one) => [one.id, `${one.name}${one.where ? "" : " (not written)"}`]), id, { always: true });
-    const { targets = [], problem } = (id && (await get(`runs/${id}/where`, String(at.stamp)))) ?? {};
-    const target = targets.includes(state.teacher) ? state.teacher : targets[0];
-    const found = target === undefined ? null : await get(`runs/${id}/where/${targets.indexOf(target)}`, String(at.stamp));
+    const { targets = {}, problem } = (id && (await get(`runs/${id}/where`, String(at.stamp)))) ?? {};
+    const names = Object.keys(targets);
+    const target = names.includes(state.teacher) ? state.teacher : names[0];
+    const among = target === undefined ? [] : targets[target];
+    const of = among.includes(state.of) ? state.of : among[0];
+    const path = `runs/${id}/where/${names.indexOf(target)}/${among.indexOf(of)}`;
+    const found = of === undefined ? null : await get(path, String(at.stamp));
     if (mine !== turn) return;
-    teacher.fill(targets.map((name) => [name, name]), target);
+    teacher.fill(names.map((name) => [name, name]), target);
+    candidate.fill(among.map((name) => [name, name]), of);
     missing.hidden = Boolean(found && !found.problem);
     parts.forEach((part) => { part.hidden = !missing.hidden; });
-    clip.root.hidden = !missing.hidden;
     if (!missing.hidden) {
+      clip.root.hidden = true;
       const why = problem ?? found?.problem;
       return replace(missing, h("h2", {}, why ? "The file is damaged" : "This run has not written it"), h("p", {}, why
-        ?? `${at?.name ?? "There is no run"}: no where.safetensors in its folder. docs/dashboard.md says what such a file holds and how to write one.`));
+        ?? `${at?.name ?? "There is no run"}: no where.json in its folder. A run writes it when it is evaluated, at its end; docs/metrics.md says what it holds.`));
     }
-    showPlaces(places, found, target);
-    showChannels(channels, found, target);
-    replace(clips, h("h2", {}, `Clips by r2c, of ${found.clips.of}`), h("div", { class: "clips" }, clipTable("worst", found), clipTable("best", found)));
-    clip.fill(found.pictures.map((one, number) => [String(number), one.key]), String(pictureAt(found, state)));
+    const what = `${target}, ${of}`;
+    showPlaces(places, found, what);
+    showChannels(channels, found, what);
+    replace(clips, h("h2", {}, `Clips by r2c: ${what}`), h("div", { class: "clips" }, clipTable("worst", found), clipTable("best", found)),
+      h("p", { class: "note" }, `Of ${found.clips.of} test clips. Those that can be chosen have pictures: the converter's worst and best.`));
+    clip.fill(found.pictures.map((one, place) => [String(place), `${one.key}${one.label && `, ${one.label}`}, r2c ${number(one.r2c)}`]), String(pictureAt(found, state)));
     showPictures(pictures, found, pictureAt(found, state));
   };
 }
 
-const pictureAt = (found, state) => (found.pictures[state.clip] ? Number(state.clip) : 0);
+// The clip of the address, else the best.
+const pictureAt = (found, state) => (found.pictures[state.clip] ? Number(state.clip) : found.pictures.length - 1);
 
 function clipTable(which, found) {
-  return h("div", {}, h("h3", {}, which), table(["clip", "r2c"], found.clips[which].map((one) => {
+  return h("div", {}, h("h3", {}, which), table(["clip", "label", "r2c"], found.clips[which].map((one) => {
     const pictured = found.pictures.findIndex((picture) => picture.key === one.key);
     const name = pictured < 0 ? one.key : h("button", { type: "button", title: "show its pictures", onclick: () => change({ clip: String(pictured) }) }, one.key);
-    return [h("td", {}, thumbnail(found.pictures[pictured]), name), number(one.r2c)];
+    return [h("td", {}, thumbnail(found.pictures[pictured]), name), h("td", {}, one.label), number(one.r2c)];
   })));
 }
 
 function thumbnail(picture) {
-  return picture?.thumbnail ? paint(picture.thumbnail, 48) : null;
+  if (!picture?.thumbnails) return null;
+  const { shape: [, height, width], bytes } = picture.thumbnails;
+  return paint({ shape: [height, width, 3], bytes }, 32); // the first frame
 }
 
 // --- r2c by place, the frames side by side
@@ -74,7 +85,8 @@ function showPlaces(places, { grid, positions, special }, target) {
     return { frame, y, x, value, column: (frame % across) * (width + 1) + x, line: Math.floor(frame / across) * (height + 1) + y };
   });
   const known = cells.map((cell) => cell.value).filter((value) => value != null);
-  const low = Math.min(0, ...known), high = Math.max(...known);
+  const middling = (Math.min(...known) + Math.max(...known)) / 2; // a range of less than 0.02 is spread no further
+  const low = Math.min(...known, middling - 0.01), high = Math.max(...known, middling + 0.01);
   const columns = [...Array(across * (width + 1) - 1).keys()], lines = [...Array(down * (height + 1) - 1).keys()];
   const side = Math.min(28, (places.width() - 120) / columns.length);
   places.height(40 + lines.length * side);
@@ -89,7 +101,7 @@ function showPlaces(places, { grid, positions, special }, target) {
     series: [{ id: "places", type: "heatmap", progressive: 0, data: cells.map((cell) => ({ cell, value: [cell.column, cell.line, cell.value ?? "-"] })) }],
   });
   places.show(draw, [["frame", "row", "column", "r2c"], ...cells.map((cell) => [cell.frame + 1, cell.y + 1, cell.x + 1, cell.value])],
-    [`Bright: well converted.${down > 1 ? ` ${across} frames a row, in their order.` : ""}`, ...(extra.length ? [`Special tokens: ${extra.join(", ")}.`] : [])].join(" "));
+    [`Bright: well converted; the colours span what there is, ${number(low, 2)} to ${number(high, 2)}.${down > 1 ? ` ${across} frames a row, in their order.` : ""}`, ...(extra.length ? [`Special tokens: ${extra.join(", ")}.`] : [])].join(" "));
 }
 
 const inColumn = (first, across, t) => Array.from({ length: Math.ceil((t - first) / across) }, (_, at) => first + at * across + 1).join(", ");
@@ -99,8 +111,8 @@ function showChannels(channels, { channels: { counts, bounds, below } }, target)
   channels.title(`Channels by r2c: ${target}`);
   const draw = (look) => ({
     grid: { left: 50, right: 16, top: 16, bottom: 46 },
-    xAxis: axis(look, "r2c of a channel", { type: "value", min: bounds[0], max: bounds.at(-1), axisLabel: { color: look.faint, formatter: (value) => value.toFixed(2), hideOverlap: true } }),
-    yAxis: axis(look, "channels", { type: "value", nameGap: 34 }),
+    xAxis: axis(look, "r2c of a channel", { type: "value", min: bounds[0], max: bounds.at(-1), axisLabel: { color: look.faint, formatter: (value) => value.toFixed(bounds.at(-1) - bounds[0] < 0.1 ? 3 : 2), hideOverlap: true } }),
+    yAxis: axis(look, "channels", { type: "value", nameGap: 34, minInterval: 1 }),
     tooltip: tip(look, ({ dataIndex }) => [`r2c ${number(bounds[dataIndex])} to ${number(bounds[dataIndex + 1])}`, `${counts[dataIndex]} channels`]),
     series: [{ id: "channels", type: "bar", barWidth: "96%", data: bars, itemStyle: { color: look.colours[0] } }],
   });
@@ -109,16 +121,18 @@ function showChannels(channels, { channels: { counts, bounds, below } }, target)
 
 // --- pictures: principal components of tokens as red, green and blue, frames in a row
 
-function showPictures(root, found, at) {
-  const picture = found.pictures[at];
-  if (!picture) return replace(root, h("h2", {}, "Pictures of tokens"), h("p", { class: "note" }, "The file has none."));
+function showPictures(root, { pictures, shares }, at) {
+  const picture = pictures[at];
+  if (!picture) return replace(root, h("h2", {}, "Pictures of tokens"), h("p", { class: "note" }, "This run has none of this target: it is pooled, or nothing of it can be shown."));
   const shown = ROWS.filter(([name]) => picture[name]);
-  const strips = new Map(shown.map(([name]) => [name, paint(picture[name], name === "thumbnail" ? 112 : 96)]));
-  replace(root, h("div", { class: "head" }, h("h2", {}, `Tokens of ${picture.key} as colours: three principal components`),
+  const strips = new Map(shown.map(([name]) => [name, paint(picture[name], 96)]));
+  const title = picture.teacher ? `Tokens of ${picture.key} as colours: three principal components` : `Frames of ${picture.key}: the tokens are pooled, and have no picture`;
+  replace(root, h("div", { class: "head" }, h("h2", {}, title),
     h("div", { class: "tools" }, h("button", { type: "button", onclick: () => together(strips).toBlob((blob) => save(`tokens ${picture.key}.png`, blob)) }, "PNG"),
       h("button", { type: "button", onclick: () => save(`tokens ${picture.key}.csv`, new Blob([coloursOf(picture, shown)], { type: "text/csv" })) }, "CSV"))),
   h("div", { class: "pictures" }, shown.flatMap(([name, label]) => [h("span", {}, label), strips.get(name)])),
-  h("p", { class: "note" }, "Student, converted and teacher on one basis: the same colour means the same. Frames run from left to right."));
+  h("p", { class: "note" }, !picture.teacher ? "" : "Converted and teacher's tokens, and what ridge makes of the student's, on one basis: the same colour means the same, grey the average at that place. ",
+    shares?.length ? `The three directions hold ${shares.map((share) => `${(100 * share).toFixed(0)}%`).join(", ")} of the teacher's variance. ` : "", "Frames run from left to right."));
 }
 
 const unpacked = ({ bytes }) => Uint8Array.from(atob(bytes), (letter) => letter.charCodeAt(0));
@@ -127,30 +141,32 @@ const unpacked = ({ bytes }) => Uint8Array.from(atob(bytes), (letter) => letter.
 function paint(image, high) {
   const [height, width] = image.shape.slice(-3);
   const frames = image.shape.length > 3 ? image.shape[0] : 1;
-  const gap = frames > 1 ? 1 : 0;
-  const canvas = h("canvas", { width: frames * (width + gap) - gap, height });
-  const context = canvas.getContext("2d"), bytes = unpacked(image);
+  const gap = frames > 1 ? 2 : 0, across = Math.round((high * width) / height);
+  const canvas = h("canvas", { width: frames * (across + gap) - gap, height: high });
+  const one = h("canvas", { width, height });
+  const [context, small] = [canvas, one].map((at) => at.getContext("2d")), bytes = unpacked(image);
+  context.imageSmoothingEnabled = false;
   for (let frame = 0; frame < frames; frame++) {
-    const pixels = context.createImageData(width, height);
+    const pixels = small.createImageData(width, height);
     for (let at = 0; at < width * height; at++) {
       pixels.data.set(bytes.subarray(3 * (frame * width * height + at), 3 * (frame * width * height + at) + 3), 4 * at);
       pixels.data[4 * at + 3] = 255;
     }
-    context.putImageData(pixels, frame * (width + gap), 0);
+    small.putImageData(pixels, 0, 0);
+    context.drawImage(one, frame * (across + gap), 0, across, high);
   }
-  canvas.style.width = `${(high * canvas.width) / height}px`;
   return canvas;
 }
 
 function together(strips) {
-  const scale = 8, all = [...strips.values()];
-  const canvas = h("canvas", { width: scale * Math.max(...all.map((one) => one.width)), height: scale * all.reduce((sum, one) => sum + one.height + 1, 0) });
+  const scale = 2, all = [...strips.values()];
+  const canvas = h("canvas", { width: scale * Math.max(...all.map((one) => one.width)), height: scale * all.reduce((sum, one) => sum + one.height + 3, 0) });
   const context = canvas.getContext("2d");
   context.imageSmoothingEnabled = false;
   let y = 0;
   for (const one of all) {
     context.drawImage(one, 0, y, one.width * scale, one.height * scale);
-    y += (one.height + 1) * scale;
+    y += (one.height + 3) * scale;
   }
   return canvas;
 }
