@@ -17,11 +17,12 @@ from converters import Converter, create_converter, list_converters
 from distill.compensation import Asked
 from distill.deficiency import Dials
 from distill.demands import check_store
+from distill.drawn import drawn
 from distill.engine import Engine, choose_precision, load_parameters
 from distill.floors import Floors
 from distill.naming import named
 from distill.objective import TERMS, Objective
-from distill.oracle_store import make_oracle, oracle_features, reached
+from distill.oracle_store import make_oracle, reached
 from distill.report import end_table, model_card
 from distill.resume import States, flatten, resume_point, saver
 from distill.runfolder import RunFolder, timestamp
@@ -38,6 +39,7 @@ from shards.launcher import follow_launcher
 from shards.notices import notices
 from shards.ranks import Ranks, is_first
 from shards.reader import BatchReader
+from shards.references import find_references
 from shards.store import FeatureStore
 from shards.stored import Stored
 from teachers import list_backbones
@@ -116,21 +118,6 @@ def open_folders(recipe: Recipe, ranks: Ranks) -> dict[str, RunFolder]:
     path, resume = run_base(recipe) / ranks.text(recipe.run.name or timestamp()), recipe.train.resume == "auto"
     parts = {name: name if recipe.contest else None for name in contestants(recipe)}
     return {name: RunFolder.open(path, part=part, resume=resume, ranks=ranks) for name, part in parts.items()}
-
-
-def drawn(recipe: Recipe, ranks: Ranks, say: Callable[[str], None]) -> Stored:
-    """The features of a recipe that names an oracle."""
-    return oracle_features(
-        asdict(recipe.oracle),  # type: ignore[call-overload]
-        path=recipe.store.path,
-        clips=recipe.data.clips,
-        seed=recipe.data.seed,
-        codec=recipe.store.codec,
-        target=next(iter(recipe.targets)),
-        floors=recipe.evaluate.floors,
-        ranks=ranks,
-        say=say,
-    )
 
 
 def build_converters(recipes: Mapping[str, Recipe], features: Features | Stored) -> dict[str, Converter]:
@@ -268,6 +255,10 @@ def summarise_all(
     """The summary of every contestant, with what its recipe alone knows."""
     first = next(iter(recipes.values()))
     weights = "oracle" if first.oracle else first.backbones.weights
+    special = {name: at.special for name, at in first.targets.items()}
+    references = find_references(floors.store, special, first.evaluate.references)
+    if ranks.main and references.missing:
+        print(*references.missing, sep="\n")
     about = {name: {"recipe": recipe.recipe, "weights": weights} for name, recipe in recipes.items()}
     return evaluate(
         floors,
@@ -279,6 +270,7 @@ def summarise_all(
         probes=first.evaluate.probes,
         dials={name: deficiency_of(recipe) for name, recipe in recipes.items()},
         head=Asked(**asdict(first.head)),
+        references=references,
         folders=folders,
     )
 

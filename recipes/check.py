@@ -265,8 +265,8 @@ def _check_training(recipe: Recipe) -> Iterator[str]:
     terms = ("mse", "smooth_l1", "cosine", "gram", "moments")
     if not any(getattr(recipe.objective, term) for term in terms):
         yield f"objective: all of {', '.join(terms)} are 0, so nothing would be learned; raise one"
-    yield from _check_repeats("evaluate.floors", recipe.evaluate.floors)
-    yield from _check_repeats("evaluate.probes", recipe.evaluate.probes)
+    for key in ("floors", "references", "probes"):
+        yield from _check_repeats(f"evaluate.{key}", getattr(recipe.evaluate, key))
 
 
 def _check_head(recipe: Recipe) -> Iterator[str]:

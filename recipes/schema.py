@@ -184,6 +184,11 @@ class Evaluate:
     """What is measured after training."""
 
     floors: list[Floor] = field(default_factory=lambda: list(get_args(Floor)))
+    # student_frames, shifts: the teachers on other renderings of the test clips; large: a converter without a budget,
+    # trained beside the others at several times their cost (distill.references)
+    references: list[Literal["student_frames", "shifts", "large"]] = field(
+        default_factory=lambda: ["student_frames", "shifts"]
+    )
     bootstrap: Count = 2000  # resamples of groups
     cka_positions: Count = 16
     # what is told of the clips' labels from student, teacher and converted tokens (distill.probe); a minute or more
