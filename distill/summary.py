@@ -12,7 +12,7 @@ from distill.compensation import Asked, Heads, compensate
 from distill.cost import measure_cost, stored_bytes
 from distill.deficiency import Dials
 from distill.evaluate import finite, score, space_digest, summarise
-from distill.floors import MAIN, Floors
+from distill.floors import MAIN, MLP, Floors
 from distill.naming import MASKED
 from distill.references import equivalent_pixels, score_references
 from distill.runfolder import RunFolder
@@ -71,6 +71,7 @@ def evaluate(
             **found,
             **about[name],
             "equivalent_pixels": equivalent_pixels(beside, own[MAIN]),
+            "mlp_rate": floors.tuned.get(floors.labels[name].get(MLP, "")),
             "family": converter.family,
             "chosen": {"weights": chosen[name].weights, "r2c": finite(chosen[name].r2c)},
             "probes": told[name],

@@ -45,7 +45,7 @@ OURS: list[tuple[tuple[str, ...], tuple[str, ...]]] = [
     (("distill.oracles",), ("distill.fields", "teachers.layout")),
     (("distill.oracle_store",), ("distill.*", "shards", "shards.*", *JOINTS)),  # writes a store
     (("distill.objective",), ("distill.losses", "distill.deficiency", *JOINTS)),
-    (("distill.train",), ("distill.engine", "distill.objective", *JOINTS)),
+    (("distill.train",), ("distill.engine", "distill.objective", "distill.pairs", *JOINTS)),
     (("distill.evaluate",), ("distill.metrics", "distill.similarity", *JOINTS)),
     (("distill.references", "distill.summary"), ("distill.*", "shards.references", *JOINTS)),
     (("distill.drawn",), ("distill.oracle_store", "recipes.schema", "shards.stored", *JOINTS)),  # a part of distill.run
