@@ -148,6 +148,8 @@ class Floors:
         for name, ingredients in made_of.items():
             if ingredients is None:
                 parameters = self.contestants[name].num_parameters()
+                if floor != kind(floor):
+                    continue  # it was said of the first rate
                 log.warning("%s: no %s floor: a converter of %d parameters leaves it none", name, floor, parameters)
                 continue
             owner = first[ingredients]
