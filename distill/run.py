@@ -77,7 +77,6 @@ def distill(recipe: Recipe, ranks: Ranks) -> dict[str, dict[str, Any]]:
     say = print if ranks.main else (lambda text: None)
     say(f"{recipe.recipe}: {ranks.world} rank(s) on {ranks.device}, {torch.get_num_threads()} threads each")
     folders, recipes = open_folders(recipe, ranks), contestants(recipe)
-
     features = drawn(recipe, ranks, say) if recipe.oracle else features_for(recipe, ranks, say=say)
     converters = build_converters(recipes, features)  # before the work, so that a wrong option costs nothing
     store = features.extract()
