@@ -23,6 +23,7 @@ from shards.reader import scan
 from shards.store import FeatureStore
 
 Scores = dict[str, dict[str, Alignment]]  # candidate -> target -> its sums
+REFERENCES = ("large",)  # candidates that are none to beat
 
 
 @dataclass(frozen=True)
@@ -121,25 +122,27 @@ def at(statistics: Statistics, positions: Tensor | None) -> Statistics:
 def summarise(
     scores: Scores, *, converter: str, groups: list[str], resamples: int, rivals: Scores | None = None
 ) -> dict[str, Any]:
-    """The numbers of summary.json: `targets`, `intervals`, `marks`, `floors`, `gain` and `lead`.
+    """The numbers of summary.json: targets, intervals, marks, floors, references, gain and lead.
 
-    converter: which candidate is the headline; the others are floors. groups: of the scored clips, in their order.
+    converter: which candidate is the headline; the others are floors, or references that train. groups: of the scored
+    clips, in their order.
     rivals: other converters, to which `lead` is the paired difference, as `gain` is to ridge.
     """
     weights = group_weights(groups, resamples=resamples)
     targets = {name: finite(alignment.compute()) for name, alignment in scores[converter].items()}
     widths = {name: len(alignment.statistics.scale) for name, alignment in scores[converter].items()}
     marks = {name: few_clips(len(groups), len(set(groups)), width=width) for name, width in widths.items()}
+    beside = {
+        name: {target: finite(alignment.compute()) for target, alignment in by_target.items()}
+        for name, by_target in scores.items()
+        if name != converter
+    }
     summary: dict[str, Any] = {
         "targets": targets,
         "intervals": {name: intervals(alignment, weights) for name, alignment in scores[converter].items()},
         "marks": {name: found for name, found in marks.items() if found},
-        "floors": {
-            floor: {name: finite(alignment.compute()) for name, alignment in by_target.items()}
-            for floor, by_target in scores.items()
-            if floor != converter
-        },
-        "references": {},
+        "floors": {name: found for name, found in beside.items() if name not in REFERENCES},
+        "references": {name: found for name, found in beside.items() if name in REFERENCES},
         "gain": {},
         "lead": {},
     }

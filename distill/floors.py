@@ -5,7 +5,10 @@ pixels     ridge from the averaged pixels       ridge          ridge from the st
 ridge_local  ridge from 3 x 3 x 3 cells' leading components; a pooled target has no places and gets the plain ridge
 skip       the ridge, trained further           mlp            skip + per-token MLP of the converter's size, trained
 shuffled   ridge on wrongly paired clips: a control, near 0 where nothing leaks
+shuffled_converter   the same control with the whole converter, trained so
 
+The mlp is trained at several rates, and the one that is best on val stands in the report. `large`, a reference, learns
+beside them (distill.large).
 Beside a deficient converter stands, in the same manner, its twin: the same converter, trained without the deficiency.
 """
 
@@ -13,6 +16,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Collection, Hashable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -23,14 +27,16 @@ from converters.linear import LocalSkip
 from converters.mlp import hidden_units
 from converters.normaliser import Mode
 from distill.evaluate import Candidate
-from distill.fit import LOCAL, SHUFFLED, Solutions, principal_directions, set_normalisers, set_skips, solve_ridges
+from distill.fit import LOCAL, SHUFFLED, TRUE, Solutions, principal_directions, set_normalisers, set_skips, solve_ridges
+from distill.large import enlarged
 from shards.column import PIXELS, STUDENT
 from shards.ranks import Ranks
 from shards.store import FeatureStore
 
 MAIN = "converter"
-TWIN = "twin"
-TRAINED = {"skip": "linear", "mlp": "mlp"}  # floors that learn beside the converter -> their family
+TWIN, MLP, LARGE, CONTROL = "twin", "mlp", "large", "shuffled_converter"
+TRAINED = {"skip": "linear", MLP: "mlp"}  # floors that learn beside the converter -> their family
+LEARN = (TWIN, LARGE, CONTROL, *TRAINED)
 LOCAL_COMPONENTS = 32  # of a cell; 27 cells of them are as many inputs as a large student has channels
 MLP_QUERIES = 128  # tokens that the per-token MLP trains on per clip: more cost 4 times as much and teach it no more
 log = logging.getLogger(__name__)
@@ -43,7 +49,9 @@ class Floors:
     Building it fits the contestants' own normalisers and, if they have them, skips: the ridge is a skip's start.
 
     contestants: name -> converter, of one student and the same targets. asked: names of floors, in the order of the
-    report. seed: of the MLP. deficient: contestants that are to have a twin; it may be one of the others.
+    report; LARGE and CONTROL may be among them. seed: of the MLP. rates: at which the MLP is trained, as multiples of
+    the others'; the first is its own name's, the others' are behind it. deficient: contestants that are to have a twin;
+    it may be one of the others.
     trained: the contestants and the floors that need training beside them, from the same read of the data, by label: a
         contestant's is its name, a floor's is its own name where it is one for all, else CONTESTANT/FLOOR, after the
         first contestant that it is for.
@@ -57,8 +65,11 @@ class Floors:
         asked: Sequence[str],
         seed: int,
         ranks: Ranks,
+        rates: Sequence[float] = (1.0,),
         deficient: Collection[str] = (),
     ) -> None:
+        self.rates = {MLP if number == 0 else f"{MLP}@{rate:g}": rate for number, rate in enumerate(rates)}
+        self.tuned: dict[str, float] = {}  # label of an mlp -> the rate that was chosen, see `tune`
         self.contestants, self.store, self.seed, self.ranks = contestants, store, seed, ranks
         self.bases: dict[Mode, Tensor] = {}  # of the local ridge
         spaces = {converter.normaliser: converter for converter in contestants.values()}
@@ -68,12 +79,13 @@ class Floors:
         self.floors: dict[str, tuple[str, Converter]] = {}  # label -> which floor, of which contestant
         self.labels: dict[str, dict[str, str]] = {name: {MAIN: name} for name in contestants}
         for floor in asked:
-            self._share(floor)
+            for name in self.rates if floor == MLP else (floor,):
+                self._share(name)
         self._pair(deficient)
         self.trained = dict(contestants) | {
             label: self._start(floor, converter)
             for label, (floor, converter) in self.floors.items()
-            if floor in (TWIN, *TRAINED)
+            if kind(floor) in LEARN
         }
 
     def part(self, contestant: str, found: Mapping[str, T]) -> dict[str, T]:
@@ -92,11 +104,34 @@ class Floors:
 
     def queries(self, label: str, default: int | None) -> int | None:
         """How many tokens of a target something in `trained` learns from per clip; None: all."""
-        return MLP_QUERIES if label in self.floors and self.floors[label][0] == "mlp" else default
+        return MLP_QUERIES if self._kind(label) == MLP else default
+
+    def rate(self, label: str) -> float:
+        """The rate of something in `trained`, as a multiple of the recipe's."""
+        return self.rates.get(self.floors[label][0], 1.0) if label in self.floors else 1.0
+
+    def wrongly_paired(self, label: str) -> bool:
+        """Whether something in `trained` learns from wrongly paired clips."""
+        return self._kind(label) == CONTROL
+
+    def _kind(self, label: str) -> str | None:
+        return kind(self.floors[label][0]) if label in self.floors else None
+
+    def tune(self, on_val: Mapping[str, float]) -> None:
+        """Puts in every MLP's place the one whose rate was best. on_val: r2c of all in `trained`, by label."""
+        for labels in self.labels.values():
+            rates = {labels[name]: rate for name, rate in self.rates.items() if name in labels}
+            if rates and labels[MLP] not in self.tuned:
+                best = max(rates, key=lambda label: -math.inf if math.isnan(on_val[label]) else on_val[label])
+                self.trained[labels[MLP]], self.tuned[labels[MLP]] = self.trained[best], rates[best]
 
     def candidates(self) -> dict[str, list[Candidate]]:
         """The contestants, then every floor that was asked for; a pixel floor is one converter per target."""
-        floors = {label: self._candidate(label, *entry) for label, entry in self.floors.items()}
+        floors = {
+            label: self._candidate(label, *entry)
+            for label, entry in self.floors.items()
+            if entry[0] == kind(entry[0])  # of the MLPs the tuned one
+        }
         return {name: [Candidate(converter)] for name, converter in self.contestants.items()} | floors
 
     def ridge(self, converter: Converter) -> Converter:
@@ -113,6 +148,8 @@ class Floors:
         for name, ingredients in made_of.items():
             if ingredients is None:
                 parameters = self.contestants[name].num_parameters()
+                if floor != kind(floor):
+                    continue  # it was said of the first rate
                 log.warning("%s: no %s floor: a converter of %d parameters leaves it none", name, floor, parameters)
                 continue
             owner = first[ingredients]
@@ -135,7 +172,9 @@ class Floors:
         """What a floor depends on beside store and seed; None where the converter's size leaves it nothing."""
         if floor in ("mean", "position_mean"):
             return floor
-        if floor != "mlp":
+        if floor in (LARGE, CONTROL):
+            return json.dumps(plain(converter), sort_keys=True)
+        if kind(floor) != MLP:
             return converter.normaliser
         spare = self._spare(converter)
         units = hidden_units(self.store.layout(STUDENT), converter.targets, spare)
@@ -153,20 +192,24 @@ class Floors:
         if "ridge_local" in asked:
             readers[LOCAL] = self._local_reader(converter)
         train = self.store.indices("train")
-        return solve_ridges(self.store, readers, indices=train, ranks=self.ranks, shuffled="shuffled" in asked)
+        return solve_ridges(
+            self.store, readers, indices=train, ranks=self.ranks, shuffled=bool({"shuffled", CONTROL} & {*asked})
+        )
 
     def _start(self, floor: str, converter: Converter) -> Converter:
         """A floor that needs training, at its start: the ridge."""
-        if floor == TWIN:
-            twin = set_normalisers(without_deficiency(converter).to(self.ranks.device), self.store)
-            return set_skips(twin, self.ridges[converter.normaliser])
-        options = {"parameters": self._spare(converter)} if floor == "mlp" else None
-        start = self._build(TRAINED[floor], converter, options=options)
+        if floor in (TWIN, LARGE, CONTROL):
+            whole = enlarged(converter, plain(converter)) if floor == LARGE else without_deficiency(converter)
+            start = set_normalisers(whole.to(self.ranks.device), self.store)
+            pairing = SHUFFLED if floor == CONTROL else TRUE
+            return set_skips(start, self.ridges[converter.normaliser], pairing=pairing)
+        options = {"parameters": self._spare(converter)} if kind(floor) == MLP else None
+        start = self._build(TRAINED[kind(floor)], converter, options=options)
         return set_skips(start, self.ridges[converter.normaliser])
 
     def _candidate(self, label: str, floor: str, converter: Converter) -> list[Candidate]:
         ridges = self.ridges[converter.normaliser]
-        if floor in (TWIN, *TRAINED):
+        if floor in LEARN:
             return [Candidate(self.trained[label])]
         if floor == "mean":
             return [Candidate(self._build("constant", converter, normaliser="global"))]
@@ -220,6 +263,11 @@ class Floors:
             seed=self.seed,
         )
         return set_normalisers(other.to(self.ranks.device), self.store, column=column)
+
+
+def kind(floor: str) -> str:
+    """What a floor is, whatever its rate."""
+    return floor.partition("@")[0]
 
 
 def plain(converter: Converter) -> dict[str, Any]:

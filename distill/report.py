@@ -53,7 +53,7 @@ def comparison(summaries: Mapping[str, Summary]) -> list[str]:
             lines.append(f"gain over ridge, paired: {difference(gain)}")
         there = {metric for metric, value in first["targets"][target].items() if value is not None}
         marks = first["marks"].get(target, {})
-        lines += regret_lines(summaries, target)
+        lines += regret_lines(summaries, target) + pixel_lines(summaries, target)
         lines += mark_lines({metric: reason for metric, reason in marks.items() if metric in there})
     return lines + curve_lines(summaries) + survival_lines(summaries) + head_lines(summaries)
 
@@ -65,7 +65,8 @@ def target_table(summaries: Mapping[str, Summary], target: str) -> str:
     rows = [row(name, *scores) for name, scores in zip(names, found, strict=True)]
     floors: dict[str, dict[str, dict[str, float | None]]] = {}
     for name, summary in summaries.items():
-        for floor, by_target in summary["floors"].items():
+        references = {f"{reference} (reference)": at for reference, at in summary.get("references", {}).items()}
+        for floor, by_target in (summary["floors"] | references).items():
             shown = floor == TWIN and summary["deficiency"]["twin"] in summaries
             if target in by_target and not shown:
                 floors.setdefault(floor, {})[name] = by_target[target]
@@ -155,6 +156,17 @@ def regret_lines(summaries: Mapping[str, Summary], target: str) -> list[str]:
             floors = [f"{floor} {number(at[target], 2)}" for floor, at in told["floors"].items() if target in at]
             lines.append(f"{best}; floors: {', '.join(floors)}")
     return lines
+
+
+def pixel_lines(summaries: Mapping[str, Summary], target: str) -> list[str]:
+    """By how many pixels the teacher's own view would have to be moved for the same error, as a line."""
+    told = []
+    for name, summary in summaries.items():
+        if found := summary.get("equivalent_pixels", {}).get(target):
+            who = summary["family"] if len(summaries) == 1 else name
+            value, beyond = found["value"], found["beyond"]
+            told.append(f"{who} {number(value, 2) if beyond is None else f'> {beyond:g}'}")
+    return [f"as far from the teacher as a view moved by pixels of its input: {', '.join(told)}"] if told else []
 
 
 def mark_lines(marks: Mapping[str, str]) -> list[str]:

@@ -17,11 +17,13 @@ from converters import Converter, create_converter, list_converters
 from distill.compensation import Asked
 from distill.deficiency import Dials
 from distill.demands import check_store
+from distill.drawn import drawn
 from distill.engine import Engine, choose_precision, load_parameters
-from distill.floors import Floors
+from distill.floors import CONTROL, LARGE, Floors
 from distill.naming import named
 from distill.objective import TERMS, Objective
-from distill.oracle_store import make_oracle, oracle_features, reached
+from distill.oracle_store import make_oracle, reached
+from distill.pairs import PairedReader, training_stream
 from distill.report import end_table, model_card
 from distill.resume import States, flatten, resume_point, saver
 from distill.runfolder import RunFolder, timestamp
@@ -31,13 +33,14 @@ from distill.train import Learner, NotFinite, Stopped, StopRequest, sampled_posi
 from recipes.check import RecipeError
 from recipes.compose import load_recipe, to_yaml
 from recipes.contest import contestants, keyed_converters, run_base
-from recipes.schema import Recipe
+from recipes.schema import Evaluate, Recipe
 from shards.column import STUDENT
 from shards.features import Features, features_for
 from shards.launcher import follow_launcher
 from shards.notices import notices
 from shards.ranks import Ranks, is_first
 from shards.reader import BatchReader
+from shards.references import find_references
 from shards.store import FeatureStore
 from shards.stored import Stored
 from teachers import list_backbones
@@ -74,7 +77,6 @@ def distill(recipe: Recipe, ranks: Ranks) -> dict[str, dict[str, Any]]:
     say = print if ranks.main else (lambda text: None)
     say(f"{recipe.recipe}: {ranks.world} rank(s) on {ranks.device}, {torch.get_num_threads()} threads each")
     folders, recipes = open_folders(recipe, ranks), contestants(recipe)
-
     features = drawn(recipe, ranks, say) if recipe.oracle else features_for(recipe, ranks, say=say)
     converters = build_converters(recipes, features)  # before the work, so that a wrong option costs nothing
     store = features.extract()
@@ -86,8 +88,9 @@ def distill(recipe: Recipe, ranks: Ranks) -> dict[str, dict[str, Any]]:
         folder.rewind(start, events=recipe.run.tensorboard)
         folder.write("recipe.yaml", to_yaml(recipes[name]))
 
-    asked, deficient = recipe.evaluate.floors, [name for name, own in recipes.items() if own.deficiency]
-    floors = Floors(converters, store, asked=asked, seed=recipe.train.seed, ranks=ranks, deficient=deficient)
+    measures, deficient = recipe.evaluate, [name for name, own in recipes.items() if own.deficiency]
+    how = {"seed": recipe.train.seed, "rates": measures.mlp_rates, "deficient": deficient}
+    floors = Floors(converters, store, asked=learned_beside(measures), ranks=ranks, **how)
     learners = build_learners(recipes, floors, states, ranks)
     save = saver(learners, floors, folders, settings, ranks)
     try:
@@ -111,26 +114,16 @@ def distill(recipe: Recipe, ranks: Ranks) -> dict[str, dict[str, Any]]:
     return summaries
 
 
+def learned_beside(measures: Evaluate) -> list[str]:
+    """The floors, and what learns beside the converters for other reasons."""
+    return [*measures.floors, *[LARGE] * (LARGE in measures.references), *[CONTROL] * (measures.controls == "full")]
+
+
 def open_folders(recipe: Recipe, ranks: Ranks) -> dict[str, RunFolder]:
     """The run's folder, named by rank 0, or in it one for every contestant."""
     path, resume = run_base(recipe) / ranks.text(recipe.run.name or timestamp()), recipe.train.resume == "auto"
     parts = {name: name if recipe.contest else None for name in contestants(recipe)}
     return {name: RunFolder.open(path, part=part, resume=resume, ranks=ranks) for name, part in parts.items()}
-
-
-def drawn(recipe: Recipe, ranks: Ranks, say: Callable[[str], None]) -> Stored:
-    """The features of a recipe that names an oracle."""
-    return oracle_features(
-        asdict(recipe.oracle),  # type: ignore[call-overload]
-        path=recipe.store.path,
-        clips=recipe.data.clips,
-        seed=recipe.data.seed,
-        codec=recipe.store.codec,
-        target=next(iter(recipe.targets)),
-        floors=recipe.evaluate.floors,
-        ranks=ranks,
-        say=say,
-    )
 
 
 def build_converters(recipes: Mapping[str, Recipe], features: Features | Stored) -> dict[str, Converter]:
@@ -177,12 +170,12 @@ def build_learners(
         with named(name):
             if name in states:
                 load_parameters(objective, states[name])
-            engine = build_engine(recipe, objective, precision, ranks)
+            engine = build_engine(recipe, objective, precision, ranks, rate=floors.rate(name))
             if name in states:
                 engine.restore(states[name])
         count = floors.queries(name, setting.queries)
         positions = sampled_positions(converter.targets, count=count, seed=setting.seed)
-        learners.append(Learner(name, engine, positions))
+        learners.append(Learner(name, engine, positions, wrong=floors.wrongly_paired(name)))
     return learners
 
 
@@ -218,26 +211,19 @@ def train_converters(
         )
     chosen = choose_weights(learners, floors.trained, store, queries=setting.queries, ranks=ranks)
     log_choices(chosen, floors, folders, step=setting.steps, ranks=ranks)
+    floors.tune({name: sum(choice.r2c.values()) for name, choice in chosen.items()})
     return chosen
 
 
-def read_batches(recipe: Recipe, store: FeatureStore, ranks: Ranks) -> BatchReader:
+def read_batches(recipe: Recipe, store: FeatureStore, ranks: Ranks) -> BatchReader | PairedReader:
     """This rank's part of the training stream."""
-    setting = recipe.train
-    return BatchReader(
-        store,
-        columns=[STUDENT, *recipe.targets],
-        indices=store.indices("train"),
-        batch=setting.batch,
-        seed=setting.seed,
-        rank=ranks.rank,
-        world=ranks.world,
-        accumulation=setting.accumulation,
-        device=ranks.device,
-    )
+    setting, wrong = recipe.train, recipe.evaluate.controls == "full"
+    how = {"batch": setting.batch, "seed": setting.seed, "accumulation": setting.accumulation}
+    return training_stream(store, targets=list(recipe.targets), wrong=wrong, ranks=ranks, **how)
 
 
-def build_engine(recipe: Recipe, objective: Objective, precision: str, ranks: Ranks) -> Engine:
+def build_engine(recipe: Recipe, objective: Objective, precision: str, ranks: Ranks, *, rate: float = 1.0) -> Engine:
+    """rate: a multiple of the recipe's."""
     setting = recipe.train
     return Engine(
         objective,
@@ -245,8 +231,8 @@ def build_engine(recipe: Recipe, objective: Objective, precision: str, ranks: Ra
         steps=setting.steps,
         micro_batch=setting.batch // (ranks.world * setting.accumulation),
         accumulation=setting.accumulation,
-        lr=setting.lr,
-        min_lr=setting.min_lr,
+        lr=setting.lr * rate,
+        min_lr=min(setting.min_lr, setting.lr * rate),
         warmup=setting.warmup,
         slow={"skips": setting.skip_lr, "bottlenecks": setting.skip_lr},  # both start at the ridge
         weight_decay=setting.weight_decay,
@@ -268,6 +254,10 @@ def summarise_all(
     """The summary of every contestant, with what its recipe alone knows."""
     first = next(iter(recipes.values()))
     weights = "oracle" if first.oracle else first.backbones.weights
+    special = {name: at.special for name, at in first.targets.items()}
+    references = find_references(floors.store, special, first.evaluate.references)
+    if ranks.main and references.missing:
+        print(*references.missing, sep="\n")
     about = {name: {"recipe": recipe.recipe, "weights": weights} for name, recipe in recipes.items()}
     return evaluate(
         floors,
@@ -279,6 +269,7 @@ def summarise_all(
         probes=first.evaluate.probes,
         dials={name: deficiency_of(recipe) for name, recipe in recipes.items()},
         head=Asked(**asdict(first.head)),
+        references=references,
         folders=folders,
     )
 

@@ -12,8 +12,9 @@ from distill.compensation import Asked, Heads, compensate
 from distill.cost import measure_cost, stored_bytes
 from distill.deficiency import Dials
 from distill.evaluate import finite, score, space_digest, summarise
-from distill.floors import MAIN, Floors
+from distill.floors import MAIN, MLP, Floors
 from distill.naming import MASKED
+from distill.references import equivalent_pixels, score_references
 from distill.runfolder import RunFolder
 from distill.selection import Choice
 from distill.spectrum import rank_recovery
@@ -22,6 +23,7 @@ from distill.twins import blinded, deficiencies, with_masks
 from distill.where import look
 from shards.column import STUDENT
 from shards.ranks import Ranks
+from shards.references import References
 from shards.store import SPLITS, FeatureStore
 
 
@@ -36,6 +38,7 @@ def evaluate(
     probes: Sequence[str],
     dials: Mapping[str, Dials | None],
     head: Asked,
+    references: References,
     folders: Mapping[str, RunFolder],
 ) -> dict[str, dict[str, Any]]:
     """summary.json of every contestant: the converter beside its floors on the test clips, its lead over the others,
@@ -44,12 +47,13 @@ def evaluate(
 
     about: contestant -> entries that the caller adds. probes: kinds of them, see distill.survival. dials: what every
     contestant is deprived of; where one is, what that left is measured of all. head: see distill.compensation.
-    folders: each takes where its contestant is wrong.
+    references: of the test clips. folders: each takes where its contestant is wrong.
     """
     store, contestants, test = floors.store, floors.contestants, floors.store.indices("test")
     groups = [store.groups[index] for index in test]
     candidates = floors.candidates() | with_masks(contestants, dials)
     scores = score(store, test, candidates, ranks=ranks, cka_positions=cka_positions, task="evaluate on test")
+    beside = score_references(store, references, ranks=ranks, cka_positions=cka_positions)
     told = survival(store, contestants, kinds=probes, resamples=resamples, seed=floors.seed, ranks=ranks)
     deprived = deficiencies(floors, dials, scores, groups=groups, resamples=resamples)
     recovered = recoveries(floors, deprived)
@@ -59,12 +63,15 @@ def evaluate(
     for name, converter in contestants.items():
         own, rivals = floors.part(name, scores), {other: scores[other] for other in contestants if other != name}
         found = summarise(own, converter=MAIN, groups=groups, resamples=resamples, rivals=rivals)
+        found["references"] = beside | found["references"]
         add_scores(found["targets"], told[name], recovered[name])
         if ranks.main:
             folders[name].write_where(*look(floors, name, own))
         summaries[name] = {
             **found,
             **about[name],
+            "equivalent_pixels": equivalent_pixels(beside, own[MAIN]),
+            "mlp_rate": floors.tuned.get(floors.labels[name].get(MLP, "")),
             "family": converter.family,
             "chosen": {"weights": chosen[name].weights, "r2c": finite(chosen[name].r2c)},
             "probes": told[name],

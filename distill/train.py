@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from converters.resample import stratified
 from distill.engine import Engine
+from distill.pairs import WRONG
 from shards.ranks import Ranks
 from teachers.layout import TokenLayout
 
@@ -29,11 +30,17 @@ Report = Callable[[int, dict[str, dict[str, float]]], None]
 
 @dataclass(frozen=True)
 class Learner:
-    """A name, the engine that trains it, and the target tokens that it decodes at a step (see sampled_positions)."""
+    """A name, the engine that trains it, and the target tokens that it decodes at a step (see sampled_positions).
+
+    wrong: it learns from wrongly paired clips, which its batches must have (distill.pairs)."""
 
     name: str
     engine: Engine
     positions: Callable[[int], dict[str, Tensor]]
+    wrong: bool = False
+
+    def sees(self, batch: Batch) -> Batch:
+        return {**batch, **batch[WRONG]} if self.wrong else batch  # type: ignore[dict-item]
 
 
 class NotFinite(RuntimeError):
@@ -77,7 +84,7 @@ def train(
             sums: list[dict[str, Tensor]] = [{} for _ in learners]
             for batch in micro_batches:
                 for learner, chosen, terms in zip(learners, positions, sums, strict=True):
-                    found = learner.engine.forward(batch, chosen, step)
+                    found = learner.engine.forward(learner.sees(batch), chosen, step)
                     learner.engine.backward(found["loss"])
                     for name, value in found.items():
                         terms[name] = terms.get(name, 0) + value.detach() / len(micro_batches)

@@ -36,7 +36,7 @@ JACOBIAN = ("jacobian", "every", "directions", "outputs")
 DEFICIENCIES = {"low_rank": LOW_RANK, "masking": MASKING, "jacobian": JACOBIAN, "combined": (*LOW_RANK, *MASKING)}
 COLUMN = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}")  # as converters.converter.NAME
 TAKEN = ("clips", "student")  # folders of a feature store
-BESIDE = (*get_args(Floor), "twin")  # what stands beside the contestants
+BESIDE = (*get_args(Floor), "twin", "large", "shuffled_converter")  # what stands beside the contestants
 PARTS = ("checkpoints", "bundle")  # folders of a run
 
 Tree = dict[str, Any]
@@ -265,8 +265,8 @@ def _check_training(recipe: Recipe) -> Iterator[str]:
     terms = ("mse", "smooth_l1", "cosine", "gram", "moments")
     if not any(getattr(recipe.objective, term) for term in terms):
         yield f"objective: all of {', '.join(terms)} are 0, so nothing would be learned; raise one"
-    yield from _check_repeats("evaluate.floors", recipe.evaluate.floors)
-    yield from _check_repeats("evaluate.probes", recipe.evaluate.probes)
+    for key in ("floors", "references", "probes", "mlp_rates"):
+        yield from _check_repeats(f"evaluate.{key}", getattr(recipe.evaluate, key))
 
 
 def _check_head(recipe: Recipe) -> Iterator[str]:

@@ -184,6 +184,15 @@ class Evaluate:
     """What is measured after training."""
 
     floors: list[Floor] = field(default_factory=lambda: list(get_args(Floor)))
+    # student_frames, shifts: the teachers on other renderings of the test clips; large: a converter without a budget,
+    # trained beside the others at several times their cost (distill.references)
+    references: list[Literal["student_frames", "shifts", "large"]] = field(
+        default_factory=lambda: ["student_frames", "shifts"]
+    )
+    # shuffled: the ridge is solved on wrongly paired clips; full: the whole converter is trained on such, too
+    controls: Literal["shuffled", "full"] = "shuffled"
+    # at which the mlp floor is trained, as multiples of train.lr; the best on val stands in the report
+    mlp_rates: Annotated[list[Positive], Field(min_length=1)] = field(default_factory=lambda: [1.0, 0.3, 3.0])
     bootstrap: Count = 2000  # resamples of groups
     cka_positions: Count = 16
     # what is told of the clips' labels from student, teacher and converted tokens (distill.probe); a minute or more

@@ -13,6 +13,7 @@ import random
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -24,6 +25,7 @@ from shards.column import STUDENT
 from shards.damage import Damage, damage_of, effect_on
 from shards.disk import StoreError
 from shards.features import Features, plan_features
+from shards.functions import references_of
 from shards.manifest import digest
 from shards.provenance import RECIPE, recall
 from shards.ranks import Ranks
@@ -81,9 +83,10 @@ def tell_damage(root: Path, bundle: str | None) -> None:
     store = FeatureStore(root, [])
     total = 0
     for name, column in store.manifest.columns.items():
-        if column.complete:
+        held = FeatureStore(root, [name]) if column.complete else None
+        if held and held.indices("train"):  # a reference has none, and so no space of its own
             total += sum(sizes(column.spec).values())
-            print(f"damage: {name}: {in_words(damage_of(FeatureStore(root, [name]), name))}")
+            print(f"damage: {name}: {in_words(damage_of(held, name))}")
     print(f"damage: {total / 1e6:.3f} MB a clip in all")
     if bundle is None:
         print("damage: say --bundle BUNDLE for the effect on a converter's alignment")
@@ -91,8 +94,8 @@ def tell_damage(root: Path, bundle: str | None) -> None:
     from converters import load_converter
 
     converter = load_converter(bundle)
-    held = FeatureStore(root, [STUDENT, *converter.targets])
-    for target, (stored, again) in effect_on(held, converter, student=STUDENT).items():
+    both = FeatureStore(root, [STUDENT, *converter.targets])
+    for target, (stored, again) in effect_on(both, converter, student=STUDENT).items():
         print(
             f"damage: r2c of {target}: {stored:.5f} as stored, {again - stored:+.6f} with the codec's error once more"
         )
@@ -118,19 +121,21 @@ def rerun(root: Path, count: int) -> list[str]:
         raise ValueError(f"{root}: no column of its backbones is there as {RECIPE} asks for it; re-run precompute")
     if skipped := sorted(there.keys() - names):
         print(f"rerun: not of a backbone of {RECIPE}, left out: {', '.join(skipped)}")
+    of_target = references_of(features.recipe)  # whose space is that of their teacher
     clips = {clip.key: clip for clip in features.found.clips}
-    store = FeatureStore(root, names)
-    chosen = random.sample(range(len(store)), min(count, len(store)))
-    sources = {name: features.sources[name] for name in names}
-    requests = sorted({(source.frames, source.pixels) for source in sources.values()})
+    stores = {name: FeatureStore(root, [name]) for name in names}  # each on the clips that it covers
+    places = {name: {key: index for index, key in enumerate(store.keys)} for name, store in stores.items()}
+    keys = sorted({*chain.from_iterable(places.values())})
     problems = []
-    for index in chosen:
-        key, sample = store.keys[index], store[index]
+    for key in random.sample(keys, min(count, len(keys))):
+        sources = {name: features.sources[name] for name in names if key in places[name]}
+        requests = sorted({(source.frames, source.pixels) for source in sources.values()})
         _, views, _ = render_views(clips[key], requests, clip_seconds=features.recipe.data.clip_seconds)
         for name, source in sources.items():
             video = views[source.frames, source.pixels][None].to(features.ranks.device)
             again = source(video.float() / 255)[0].float().cpu()
-            cosine = standardised_cosine(sample[name], again, store.statistics(name))
+            space = stores[of_target.get(name, name)].statistics(of_target.get(name, name))
+            cosine = standardised_cosine(stores[name][places[name][key]][name], again, space)
             print(f"rerun: {key}, {name}: cosine {cosine:.6f}")
             if not cosine > SAME:
                 problems.append(f'{name}, clip "{key}": run again, its tokens have cosine {cosine:.4f} with the stored')

@@ -15,7 +15,7 @@ import statistics
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -145,12 +145,13 @@ class _Pass:
         with tqdm(desc="first clips", unit="clip", leave=False, dynamic_ncols=True) as bar:
             for shard, start, keys in self.spread():
                 short = [name for name in lacking if len(train[name]) < CALIBRATION_CLIPS]
-                if seconds and not any(self.in_train(name, key) for name in short for key in keys):
+                if seconds and not any(self.calibrates(name, key) for name in short for key in keys):
                     continue
                 begin = time.monotonic()
                 known = self.plan.refusals([shard])
-                rendered = map(self.computer.try_render, self.computer.readable(keys, known))
-                group = self.computer.compute(keys, known, list(self.computer.sources), rendered)
+                missing = self.plan.missing
+                rendered = map(self.computer.try_render, self.computer.readable(keys, known, missing))
+                group = self.computer.compute(keys, known, missing, rendered)
                 if group.records:  # a refusal takes no time
                     seconds.append((time.monotonic() - begin) / len(group.records))
                 if sum(len(kept.records) for kept in self.kept.values()) < KEPT_CLIPS:
@@ -158,7 +159,7 @@ class _Pass:
                 bar.update(len(group.records))
                 for name in short:
                     own = enumerate(group.keys.get(name, ()))
-                    train[name] += [group.tokens[name][row] for row, key in own if self.in_train(name, key)]
+                    train[name] += [group.tokens[name][row] for row, key in own if self.calibrates(name, key)]
         for name in lacking:
             calibration = Calibration.fit(train[name][:CALIBRATION_CLIPS], column=name)
             (self.plan.root / name).mkdir(exist_ok=True)
@@ -171,14 +172,29 @@ class _Pass:
             rest = f"about {in_words(left * pace / world)} for the other {left} clips"
             say(f"features: {rest}, at {pace:.2f} s a clip on {world} rank(s)")
 
-    def in_train(self, column: str, key: str) -> bool:
-        """Whether a clip can calibrate a column."""
-        return self.plan.clips[key].split == "train" and self.computer.covered(column, key)
+    def calibrates(self, column: str, key: str) -> bool:
+        """Whether a clip can calibrate a column: those of train; where it covers none of them, all that it has."""
+        return self.computer.covered(column, key) and (
+            self.plan.clips[key].split == "train" or column in self.without_train
+        )
+
+    @cached_property
+    def without_train(self) -> frozenset[str]:
+        """Columns that cover no train clip."""
+        train = [key for key, clip in self.plan.clips.items() if clip.split == "train"]
+        return frozenset(
+            name for name in self.computer.sources if not any(self.computer.covered(name, k) for k in train)
+        )
 
     def spread(self) -> list[tuple[int, int, tuple[str, ...]]]:
-        """The groups that hold a train clip, in an order that has nothing to do with the clips': neighbours in a store
-        often share a class, and a calibration should see them all."""
-        groups = [g for g in self.plan.groups(self.batch) if any(self.plan.clips[k].split == "train" for k in g[2])]
+        """The groups that can calibrate some column, in an order that has nothing to do with the clips': neighbours in
+        a store often share a class, and a calibration should see them all."""
+        columns = list(self.computer.sources)
+        groups = [
+            group
+            for group in self.plan.groups(self.batch)
+            if any(self.calibrates(name, key) for key in group[2] for name in columns)
+        ]
         return sorted(groups, key=lambda group: hashlib.sha256(group[2][0].encode()).digest())
 
     def run(self, work: Sequence[Work], *, quiet: bool, max_refused: float, world: int) -> None:
@@ -198,7 +214,7 @@ class _Pass:
             for item in work
             for start, keys in item.groups(self.batch)
             if (item.shard, start) not in kept
-            for clip in self.computer.readable(keys, known[item.shard])
+            for clip in self.computer.readable(keys, known[item.shard], item.columns)
         )
         rendered = prefetch(ahead, self.computer.try_render, threads=self.threads, ahead=self.threads + self.batch)
         label = "features" if world == 1 else f"features, rank 0 of {world}"
@@ -214,7 +230,6 @@ class _Pass:
     def write(self, work: Work, known: dict[str, str], rendered: Iterator[Rendered], bar: tqdm[Any]) -> dict[str, str]:
         """One shard of every column that misses it. Returns its refusals."""
         specs = {name: {} if name == CLIPS else self.plan.columns[name].spec for name in work.columns}
-        names = [name for name in work.columns if name != CLIPS]
         refused = {key: known[key] for key in work.keys if key in known}
         with ExitStack() as stack:
             writers = {
@@ -224,7 +239,7 @@ class _Pass:
             with Behind() as behind:  # encodes and writes a group while the next is computed
                 for start, keys in work.groups(self.batch):
                     kept = self.kept.pop((work.shard, start), None)
-                    group = kept or self.computer.compute(keys, known, names, rendered)
+                    group = kept or self.computer.compute(keys, known, work.columns, rendered)
                     behind.do(partial(self.append, group, writers))
                     refused |= group.refused
                     bar.update(len(keys))

@@ -5,17 +5,13 @@ The joint between recipes, backbones and the store, used by the two commands tha
 
 from __future__ import annotations
 
-import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
-from recipes.schema import Backbone as BackboneSpec
 from recipes.schema import Recipe
 from recipes.schema import Store as StoreSpec
 from shards.agreement import check_clips, describe_clips
@@ -23,6 +19,7 @@ from shards.column import PIXELS, STUDENT
 from shards.decode import Refusal
 from shards.extension import after_those_of, choose_part
 from shards.extraction import Views, extract
+from shards.functions import asked_columns, build_columns, precision, references_of
 from shards.manifest import MANIFEST, Manifest, digest
 from shards.notices import notices, split_lines
 from shards.plan import check_place
@@ -34,7 +31,6 @@ from shards.stored import Stored
 from shards.team import Share
 from shards.videos import Clip, Found, find_clips
 from shards.view import render_views, view_digest
-from teachers import create_backbone
 from teachers.backbone import Backbone
 from teachers.layout import TokenLayout
 
@@ -47,7 +43,8 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Features:
-    """The features that a recipe asks for. `path` is the store; `columns` says what each column was asked to be."""
+    """The features that a recipe asks for. `path` is the store; `columns` says what each column was asked to be;
+    `covers` has the keys of those that are asked for a part of the clips."""
 
     recipe: Recipe
     ranks: Ranks
@@ -55,6 +52,7 @@ class Features:
     path: Path
     view: dict[str, Any]
     columns: dict[str, dict[str, Any]]
+    covers: dict[str, frozenset[str]]
     say: Callable[[str], None] = field(default=print, repr=False)
 
     @cached_property
@@ -75,14 +73,6 @@ class Features:
                 return None  # what differs is said by the plan
         return manifest
 
-    @cached_property
-    def covers(self) -> dict[str, frozenset[str]]:
-        """column -> the keys that it shall have, of the columns that are asked for a part of the clips."""
-        keys = [clip.key for clip in self.found.clips]
-        asked = {name: spec.clips for name, spec in self.recipe.targets.items()}
-        parts = {name: choose_part(keys, clips) for name, clips in asked.items() if clips and clips < len(keys)}
-        return parts | {PIXELS + name: part for name, part in parts.items() if PIXELS + name in self.columns}
-
     def _check(self, manifest: Manifest) -> None:
         """Raises ValueError where the store at this place is another one."""
         wanted = self.recipe.store
@@ -98,29 +88,11 @@ class Features:
     @cached_property
     def sources(self) -> dict[str, Backbone]:
         """The backbones, built."""
-        recipe = self.recipe
-        sources = {STUDENT: self._build(recipe.student)}
-        for name, spec in recipe.targets.items():
-            sources[name] = self._build(spec)
-        for name in recipe.targets:
-            if PIXELS + name in self.columns:
-                sources[PIXELS + name] = pixels_under(sources[name], sources[STUDENT])
+        sources = build_columns(self.recipe, self.ranks, self.columns)
         for name, source in sources.items():
             source.origin = source.origin | {"asked": digest(self.columns[name])}
             source.to(self.ranks.device)
         return sources
-
-    def _build(self, spec: BackboneSpec) -> Backbone:
-        return create_backbone(
-            spec.backbone,
-            weights=weights_of(spec, self.recipe),
-            checkpoint=spec.checkpoint,
-            revision=spec.revision,
-            licence=spec.licence,
-            special=tuple(stored_special(spec)),
-            options=spec.options,
-            autocast=torch.bfloat16 if precision(self.recipe, self.ranks) == "bf16" else None,
-        )
 
     @property
     def layouts(self) -> dict[str, TokenLayout]:
@@ -168,15 +140,21 @@ class Features:
         return store
 
     def open(self) -> FeatureStore:
-        """The store with this recipe's columns; a target has the special tokens that the recipe converts."""
+        """The store with this recipe's columns, without references; of targets, the special tokens converted."""
         special = {name: spec.special for name, spec in self.recipe.targets.items()}
-        return FeatureStore(self.path, list(self.columns), special=special)
+        beside = references_of(self.recipe)  # of the test clips alone: shards.references opens them
+        return FeatureStore(self.path, [name for name in self.columns if name not in beside], special=special)
 
     def _announce(self) -> None:
         if self.ranks.main:
-            names = ", ".join(f"{name} ({source.layout.describe()})" for name, source in self.sources.items())
+            beside = references_of(self.recipe)
+            names = ", ".join(
+                f"{name} ({source.layout.describe()})" for name, source in self.sources.items() if name not in beside
+            )
             where = f"{self.ranks.device}, {precision(self.recipe, self.ranks)}"
             self.say(f"features: {names} on {where} into {self.path}")
+            if beside:
+                self.say(f"features: references, of the test clips alone: {', '.join(beside)}")
 
 
 def features_for(recipe: Recipe, ranks: Ranks, *, say: Callable[[str], None] = print) -> Features | Stored:
@@ -213,12 +191,7 @@ def plan_features(recipe: Recipe, ranks: Ranks, *, say: Callable[[str], None] = 
             say(f"data: {note}")
     data = recipe.data
     view, view_hash = view_digest(clip_seconds=data.clip_seconds, clips_per_video=data.clips_per_video)
-    shared = {"precision": precision(recipe, ranks)}
-    columns = {STUDENT: asked_of(recipe.student, recipe) | shared}
-    for name, spec in recipe.targets.items():
-        columns[name] = asked_of(spec, recipe) | shared
-        if "pixels" in recipe.evaluate.floors:
-            columns[PIXELS + name] = {"pixels_under": asked_of(spec, recipe), "student": columns[STUDENT]}
+    columns = asked_columns(recipe, ranks)
     identity: list[Any] = [describe_clips(found.clips), view_hash, columns[STUDENT], recipe.backbones.weights]
     identity += [recipe.store.codec, recipe.store.clips_per_shard]
     path = Path(recipe.store.path) if recipe.store.path else Path("features") / digest(identity)[:16]
@@ -238,7 +211,19 @@ def plan_features(recipe: Recipe, ranks: Ranks, *, say: Callable[[str], None] = 
             f"train.batch={recipe.train.batch} does not divide by {ranks.world} ranks x train.accumulation="
             f"{recipe.train.accumulation}"
         )
-    return Features(recipe, ranks, found, path, view, columns, say)
+    covers = covered_parts(recipe, found.clips)
+    columns = {name: asked for name, asked in columns.items() if covers.get(name, True)}  # none without a clip
+    return Features(recipe, ranks, found, path, view, columns, {n: k for n, k in covers.items() if n in columns}, say)
+
+
+def covered_parts(recipe: Recipe, clips: Sequence[Clip]) -> dict[str, frozenset[str]]:
+    """column -> the keys that it shall have, of the columns that are for a part of the clips."""
+    keys = [clip.key for clip in clips]
+    asked = {name: spec.clips for name, spec in recipe.targets.items()}
+    parts = {name: choose_part(keys, count) for name, count in asked.items() if count and count < len(keys)}
+    test = frozenset(clip.key for clip in clips if clip.split == "test")
+    beside = {name: test & parts.get(target, test) for name, target in references_of(recipe).items()}
+    return parts | {PIXELS + name: part for name, part in parts.items()} | beside
 
 
 def find_recipe_clips(recipe: Recipe) -> Found:
@@ -258,40 +243,3 @@ def find_recipe_clips(recipe: Recipe) -> Found:
         difficulty=data.difficulty,
         rendered_dir=RENDERED / data.source,
     )
-
-
-def asked_of(spec: BackboneSpec, recipe: Recipe) -> dict[str, Any]:
-    """What identifies the function that a column was asked to be, on any machine: no path, a local folder by digest."""
-    from teachers.weights import PRETRAINED, STANDIN, WeightSource, digest_of_weights
-
-    weights = weights_of(spec, recipe)
-    if weights not in (STANDIN, PRETRAINED):
-        weights = "local:" + digest_of_weights(WeightSource(weights=weights).folder(spec.backbone))
-    asked = {name: getattr(spec, name) for name in ("backbone", "checkpoint", "revision", "options")}
-    return json.loads(json.dumps(asked | {"weights": weights, "special": stored_special(spec)}))
-
-
-def stored_special(spec: BackboneSpec) -> list[str]:
-    """Tokens beside the grid that the store keeps: those of the recipe, and those that the model's own head reads."""
-    return [*spec.stored, *(name for name in spec.special if name not in spec.stored)]
-
-
-def weights_of(spec: BackboneSpec, recipe: Recipe) -> str:
-    return spec.weights or recipe.backbones.weights
-
-
-def precision(recipe: Recipe, ranks: Ranks) -> str:
-    """The precision that the backbones run in."""
-    if recipe.backbones.precision != "auto":
-        return recipe.backbones.precision
-    return "bf16" if ranks.device.type == "cuda" else "fp32"
-
-
-def pixels_under(teacher: Backbone, student: Backbone) -> Backbone:
-    """The backbone that averages the pixels under each of the teacher's tokens; under the student's if it is pooled."""
-    model = student if teacher.layout.grid is None else teacher
-    grid = model.layout.grid
-    assert grid is not None
-    frames = max(model.frames // grid[0], 1) * grid[0]
-    cells = next(n for n in (4, 2, 1) if all(model.pixels % (side * n) == 0 for side in grid[1:]))
-    return create_backbone("pixels", options={"grid": grid, "frames": frames, "pixels": model.pixels, "cells": cells})

@@ -5,7 +5,7 @@ Axes: b clips of a group, q tokens of a clip, d channels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Protocol
@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from shards.column import CLIPS
 from teachers.layout import TokenLayout
 
 Views = Mapping[tuple[int, int], Tensor]  # (frames, pixels) -> (frames, 3, pixels, pixels) uint8
@@ -80,19 +81,20 @@ class Computer:
     covers: Mapping[str, frozenset[str]]
 
     def compute(
-        self, keys: Sequence[str], known: Mapping[str, str], columns: Sequence[str], rendered: Iterator[Rendered]
+        self, keys: Sequence[str], known: Mapping[str, str], columns: Collection[str], rendered: Iterator[Rendered]
     ) -> Group:
-        """One forward of every column over the clips of `keys` that it covers and that can be rendered."""
+        """One forward of every column over the clips of `keys` that it covers and that can be rendered. columns: CLIPS
+        among them where the records are missing. rendered: of `readable`."""
         refused = {key: known[key] for key in keys if key in known}
         fields: dict[str, dict[str, Any]] = {}
         views: dict[str, Views] = {}
-        readable = [key for key in keys if key not in known]
+        readable = [clip.key for clip in self.readable(keys, known, columns)]
         for key, result in zip(readable, islice(rendered, len(readable)), strict=True):
             if isinstance(result, str):
                 refused[key] = result
             else:
                 fields[key], views[key] = result
-        covered = {name: [key for key in views if self.covered(name, key)] for name in columns}
+        covered = {name: [key for key in views if self.covered(name, key)] for name in self.sources if name in columns}
         tokens = {name: self.forward(name, [views[key] for key in own]) for name, own in covered.items() if own}
         for name, batch in tokens.items():
             for key, fine in zip(covered[name], batch.isfinite().flatten(1).all(1).tolist(), strict=True):
@@ -118,8 +120,13 @@ class Computer:
             raise ValueError(f"column {name}: tokens are {tuple(tokens.shape[1:])}, but layout {source.layout.shape}")
         return tokens
 
-    def readable(self, keys: Sequence[str], known: Mapping[str, str]) -> list[Clip]:
-        return [self.clips[key] for key in keys if key not in known]
+    def readable(self, keys: Sequence[str], known: Mapping[str, str], columns: Collection[str]) -> list[Clip]:
+        """The clips that have to be rendered for these columns: those of a part leave the others unread."""
+        return [
+            self.clips[key]
+            for key in keys
+            if key not in known and any(name == CLIPS or self.covered(name, key) for name in columns)
+        ]
 
     def try_render(self, clip: Clip) -> Rendered:
         try:

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from converters import create_converter
 from converters.converter import Converter
-from distill import evaluate, fit, floors, run, scoreboard, selection
+from distill import evaluate, fit, floors, pairs, run, scoreboard, selection
 from distill.floors import MAIN, Floors
 from distill.runfolder import RunFolder, read_metrics
 from recipes.compose import load_recipe
@@ -82,7 +82,9 @@ def test_every_contestant_ends_as_alone(tiny: list[str], tmp_path: Path, capsys:
 
     table = scoreboard.scoreboard(sorted(top.iterdir()))
     assert all(f"{family} ({family})" in table for family in OPTIONS)
-    scores = [line.partition(") ")[2].split()[0] for line in table.splitlines() if ") " in line]
+    scores = [
+        line.partition(") ")[2].split()[0] for line in table.splitlines() if "(reference)" not in line and ") " in line
+    ]
     assert len(scores) == len(OPTIONS) and sum(score.endswith("*") for score in scores) == 1
 
 
@@ -108,7 +110,8 @@ def test_a_contestants_recipe_trains_it_alone(tiny: list[str], tmp_path: Path, s
 
 
 def test_all_is_read_once(tiny: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """As often as for one: thrice to fit (basis, right, wrong pairs), once to train, thrice for val, once for test."""
+    """As often as for one: thrice to fit (basis, right, wrong pairs), once to train, thrice for val, once for test, and
+    once for the references there."""
     read: list[tuple[str, int]] = []
 
     def spy(stage: str, work: Any) -> Any:
@@ -120,11 +123,11 @@ def test_all_is_read_once(tiny: list[str], monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr(fit, "scan", spy("fit", fit.scan))
     monkeypatch.setattr(evaluate, "scan", spy("score", evaluate.scan))
-    monkeypatch.setattr(run, "BatchReader", spy("train", run.BatchReader))
+    monkeypatch.setattr(pairs, "BatchReader", spy("train", pairs.BatchReader))
     for words in (alone(tiny, "dsconv"), contest(tiny, "dsconv", "mamba", "perceiver")):
         assert run.main([*words, "train.steps=6", f"run.name={len(read)}"]) == 0  # both may start in the same second
-    assert [stage for stage, _ in read[:8]] == [*["fit"] * 3, "train", *["score"] * 4]
-    assert read[8:] == read[:8]
+    assert [stage for stage, _ in read[:9]] == [*["fit"] * 3, "train", *["score"] * 5]
+    assert read[9:] == read[:9]
 
 
 class Killed(BaseException):

@@ -208,7 +208,7 @@ def test_a_contest_or_a_converter() -> None:
 
 
 def test_floors_are_those_of_the_schema() -> None:
-    assert [*BESIDE] == [*load_recipe(["recipe=contest_vivit"]).evaluate.floors, "twin"]
+    assert [*BESIDE] == [*load_recipe(["recipe=contest_vivit"]).evaluate.floors, "twin", "large", "shuffled_converter"]
 
 
 def test_all_mistakes_at_once() -> None:

@@ -18,7 +18,7 @@ PIXELS = "{grid: [2, 4, 4], frames: 4, pixels: 16, cells: 2}"
 RECIPE = [
     *("recipe=perceiver_videomae", "data=folder", "student.backbone=pixels", f"student.options={PIXELS}"),
     *("targets.videomae.backbone=pixels", "targets.videomae.options={grid: [2, 2, 2], frames: 4, pixels: 8, cells: 2}"),
-    *("evaluate.floors=[ridge]", "train.batch=1"),
+    *("evaluate.floors=[ridge]", "evaluate.references=[]", "train.batch=1"),
 ]
 
 

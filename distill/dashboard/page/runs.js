@@ -119,6 +119,7 @@ export function doubts(variant, runs, target) {
   if (mark) no.push(mark);
   if (variant.first.weights === "standin") no.push("stand-in backbones: this shows machinery only");
   if (Math.abs(at("shuffled") ?? 0) > 0.05) no.push(`shuffled control is ${at("shuffled").toFixed(2)}: something leaks`);
+  if ((at("shuffled_converter") ?? 0) > 0.05) no.push(`the converter on wrong pairs reaches ${at("shuffled_converter").toFixed(2)}: something leaks`);
   if (gain.value == null) care.push("no ridge floor to compare with");
   else if (!(gain.low > 0)) no.push("not above ridge");
   if (at("pixels") != null && at("pixels") > 0.9 * value) no.push(`pixels alone reach ${at("pixels").toFixed(2)}`);
