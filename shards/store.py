@@ -11,13 +11,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 import xxhash
 from torch import Tensor
 
 from shards.codec import Codec, load_codec
-from shards.column import CLIPS, Member, Sidecar, keys_digest, shard_name
+from shards.column import CLIPS, Places, Sidecar, keys_digest, shard_name
 from shards.disk import Descriptor, OpenFiles, StoreError, open_inside, read_exactly
 from shards.manifest import MAKE, Column, Manifest
 from shards.special import choose_special, rows_of
@@ -81,7 +80,7 @@ class FeatureStore:
         }
         self._headers = {name: bytearray(header(column.spec)) for name, column in self.columns.items()}
         self._files = OpenFiles(self.path)
-        self._places = {name: _Places() for name in self.columns}
+        self._places = {name: Places() for name in self.columns}
         planned: set[str] = set()
         for shard in range(self.manifest.partition.shards):
             planned |= self._join(shard)
@@ -286,20 +285,3 @@ def parse_record(data: bytes | bytearray, key: str) -> dict[str, Any]:
     if not sound or record.get("key") != key or not are_factors(record.get("factors", {})):
         raise ValueError(f"its record is {str(record)[:200]}")
     return record
-
-
-class _Places:
-    """Where every clip of a column lies: 20 bytes a clip, because all its members have one length and one header."""
-
-    def __init__(self) -> None:
-        self._rows: list[tuple[int, int, int]] = []
-
-    def extend(self, shard: int, members: list[Member]) -> None:
-        self._rows += [(shard, member.offset, member.xxh3) for member in members]
-
-    def freeze(self) -> None:
-        """Turns the rows into arrays."""
-        self.shard = np.array([row[0] for row in self._rows], dtype=np.int32)
-        self.offset = np.array([row[1] for row in self._rows], dtype=np.int64)
-        self.xxh3 = np.array([row[2] for row in self._rows], dtype=np.uint64)
-        self._rows = []
