@@ -100,6 +100,16 @@ class Mirror:
         """Keeps what a shard's tar shall be, without its members."""
         self._tars[sidecar.column, sidecar.shard] = replace(sidecar, members={}, refused={}, uncovered=[])
 
+    def size(self, column: str, shard: int) -> int:
+        """Bytes of a shard that is known."""
+        return self._tars[column, shard].bytes
+
+    def bring(self, column: str, shard: int) -> None:
+        """Fetches a shard that is known; one that is here will stay as long as if it had just come."""
+        self.fetch_tar(self._tars[column, shard])
+        with suppress(FileNotFoundError):
+            os.utime(self.root / column / f"{shard_name(shard)}.tar")
+
     def open_tar(self, column: str, shard: int) -> int:
         """A descriptor of a shard that is known, fetched where it is not here."""
         for _ in range(TRIES):

@@ -191,6 +191,36 @@ def test_training_goes_by_windows(store: FeatureStore, server, tmp_path: Path) -
     assert orders[0] != orders[1]
 
 
+@pytest.mark.parametrize("room", [True, False])
+def test_the_next_window_is_fetched_while_this_one_is_read(store, server, tmp_path: Path, room: bool) -> None:
+    url, handler = server
+    size = (store.path / "student" / "00000.tar").stat().st_size
+    there = FeatureStore(Mirror(f"{url}/store", cache=tmp_path / "cache", limit=2 * size if room else 2 * size - 1))
+    with BatchReader(there, columns=["student"], indices=range(10), batch=1, seed=1, window=1) as reader:
+        shards = list(dict.fromkeys(there.shard_of(index) for index in reader.order.samples(0, 10)))
+        reader.batch(0)
+        patience = time.monotonic() + (10 if room else 0.3)
+        while not handler.asked[f"/store/student/{shards[1]:05d}.tar"] and time.monotonic() < patience:
+            time.sleep(0.01)
+        asked = [handler.asked[f"/store/student/{shard:05d}.tar"] for shard in shards]
+    assert asked == ([1, 1, 0] if room else [1, 0, 0])
+
+
+def test_what_cannot_be_fetched_ahead_is_an_error_when_it_is_read(
+    store, server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, handler = server
+    monkeypatch.setattr(remote, "TRIES", 1)
+    there = FeatureStore(Mirror(f"{url}/store", cache=tmp_path / "cache"))
+    monkeypatch.setattr(handler, "faults", 1.0)
+    with (
+        BatchReader(there, columns=["student"], indices=range(10), batch=2, seed=1, window=1) as reader,
+        pytest.raises(StoreError, match="could not be had"),
+    ):
+        for _ in reader.steps(0, 5):
+            pass
+
+
 @pytest.fixture(scope="module")
 def s3() -> Iterator[str]:
     """The address of a real server that speaks s3."""
