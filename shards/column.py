@@ -176,9 +176,9 @@ class Sidecar:
         return sidecar
 
     def has_tar(self, root: Path) -> bool:
-        """Whether the tar is there with the length that the sidecar says."""
+        """Whether the tar is there, no link, with the length that the sidecar says."""
         try:
-            found = os.stat(root / self.column / f"{shard_name(self.shard)}.tar")
+            found = os.lstat(root / self.column / f"{shard_name(self.shard)}.tar")
         except (FileNotFoundError, NotADirectoryError):
             return False
         return stat.S_ISREG(found.st_mode) and found.st_size == self.bytes

@@ -222,6 +222,7 @@ class BatchReader:
             self._open.pop().close()
         if self._ahead:
             self._ahead.close()
+            self._ahead = None
 
     def __enter__(self) -> BatchReader:
         return self
