@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from shards.codec import CALIBRATION_CLIPS, CALIBRATION_FILE, Calibration, Codec, load_codec
 from shards.column import CLIPS
-from shards.disk import remove_temporaries
+from shards.disk import StoreError, Writing, remove_temporaries
 from shards.group import Clip, Computer, Group, Render, Rendered, Source, Views
 from shards.manifest import Manifest
 from shards.plan import Plan, Work, check_refused, make_plan, required_bytes
@@ -82,28 +82,47 @@ def extract(
         check_disk(plan, free_bytes or (lambda folder: shutil.disk_usage(folder).free), say=say, quiet=team.rank > 0)
     team.barrier()
     sources = {name: source for name, source in columns.items() if name in plan.missing}
-    computer = Computer(plan.clips, sources, render, refusal, torch.device(device), plan.covers)
+    computer = Computer(plan.clips, sources, render, refusal, torch.device(device), plan.covers, plan.wanted)
     job = _Pass(plan, computer, batch=batch, threads=threads)
+    with ExitStack() as held:
+        writing = hold(root, team, held, shared=share.count > 1)
+        if writing:
+            remove_temporaries(root, mine=share.has, others=share.number == 0)
+            if share.number:
+                share.wait(plan.is_prepared, say=say)
+            elif plan.work:
+                plan.write_manifest(complete=False)
+                job.prepare(world=team.world * share.count, say=say)
+        team.barrier()
+        work = [item for item in plan.work if share.has(item.shard)]
+        job.run(work[team.rank :: team.world], quiet=team.rank > 0, max_refused=max_refused, world=team.world)
+        team.barrier()
+        if left := int(team.text(str(plan.left()) if team.rank == 0 else None)):
+            raise Unfinished(
+                f"share {share} is done; {left} of {plan.partition.shards} shards are left to other shares"
+            )
+        if writing:
+            writing.alone()  # of several shares that have ended, one after the other completes the store
+            remove_temporaries(root)
+            plan.write_manifest(complete=True)
+        team.barrier()
+        write_statistics(root, [name for number, name in enumerate(columns) if number % team.world == team.rank])
+        team.barrier()
+    check_refused(plan.refusals(plan.shards), total=len(clips), share=max_refused, final=True)
+
+
+def hold(root: Path, team: Team, held: ExitStack, *, shared: bool) -> Writing | None:
+    """Rank 0 holds the store while this pass writes it. Where it cannot, all ranks raise the StoreError."""
+    problem, writing = "", None
     if team.rank == 0:
         root.mkdir(parents=True, exist_ok=True)
-        remove_temporaries(root, mine=share.has, others=share.number == 0)
-        if share.number:
-            share.wait(plan.is_prepared, say=say)
-        elif plan.work:
-            plan.write_manifest(complete=False)
-            job.prepare(world=team.world * share.count, say=say)
-    team.barrier()
-    work = [item for item in plan.work if share.has(item.shard)]
-    job.run(work[team.rank :: team.world], quiet=team.rank > 0, max_refused=max_refused, world=team.world)
-    team.barrier()
-    if left := plan.left():
-        raise Unfinished(f"share {share} is done; {left} of {plan.partition.shards} shards are left to other shares")
-    if team.rank == 0:
-        plan.write_manifest(complete=True)
-    team.barrier()
-    write_statistics(root, [name for number, name in enumerate(columns) if number % team.world == team.rank])
-    team.barrier()
-    check_refused(plan.refusals(plan.shards), total=len(clips), share=max_refused, final=True)
+        try:
+            writing = held.enter_context(Writing(root, shared=shared))
+        except StoreError as error:
+            problem = str(error)
+    if problem := team.text(problem):
+        raise StoreError(problem)
+    return writing
 
 
 def check_disk(plan: Plan, free_bytes: Callable[[Path], int], *, say: Callable[[str], None], quiet: bool) -> None:
@@ -178,7 +197,10 @@ class _Pass:
     def spread(self) -> list[tuple[int, int, tuple[str, ...]]]:
         """The groups that hold a train clip, in an order that has nothing to do with the clips': neighbours in a store
         often share a class, and a calibration should see them all."""
-        groups = [g for g in self.plan.groups(self.batch) if any(self.plan.clips[k].split == "train" for k in g[2])]
+        wanted, clips = self.plan.wanted, self.plan.clips
+        groups = [
+            g for g in self.plan.groups(self.batch) if any(k in wanted and clips[k].split == "train" for k in g[2])
+        ]
         return sorted(groups, key=lambda group: hashlib.sha256(group[2][0].encode()).digest())
 
     def run(self, work: Sequence[Work], *, quiet: bool, max_refused: float, world: int) -> None:
@@ -194,11 +216,11 @@ class _Pass:
         kept = frozenset(self.kept)
         known = {item.shard: self.plan.refusals([item.shard]) for item in work}
         ahead = (
-            clip
+            key
             for item in work
             for start, keys in item.groups(self.batch)
             if (item.shard, start) not in kept
-            for clip in self.computer.readable(keys, known[item.shard])
+            for key in self.computer.readable(keys, known[item.shard])
         )
         rendered = prefetch(ahead, self.computer.try_render, threads=self.threads, ahead=self.threads + self.batch)
         label = "features" if world == 1 else f"features, rank 0 of {world}"
@@ -227,7 +249,7 @@ class _Pass:
                     group = kept or self.computer.compute(keys, known, names, rendered)
                     behind.do(partial(self.append, group, writers))
                     refused |= group.refused
-                    bar.update(len(keys))
+                    bar.update(len(set(keys) & self.plan.wanted))
             for name, writer in writers.items():
                 for key, reason in refused.items():
                     writer.refuse(key, reason)

@@ -25,7 +25,7 @@ from shards.extension import after_those_of, choose_part
 from shards.extraction import Views, extract
 from shards.manifest import MANIFEST, Manifest, digest
 from shards.notices import notices, split_lines
-from shards.plan import check_place
+from shards.plan import check_place, is_whole
 from shards.provenance import remember
 from shards.ranks import Ranks
 from shards.split import FEWEST
@@ -73,7 +73,7 @@ class Features:
             part = self.covers.get(name, self.found.clips)
             if column.coverage.get("uncovered", 0) != len(self.found.clips) - len(part):
                 return None  # what differs is said by the plan
-        return manifest
+        return manifest if is_whole(self.path, manifest, self.columns) else None
 
     @cached_property
     def covers(self) -> dict[str, frozenset[str]]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 T = TypeVar("T")
+PATIENCE = 6 * 3600  # seconds that a share waits for share 0
 LOOK = 2.0  # seconds between two looks at what another share is to do first
 SHARE = re.compile(r"(\d+)/(\d+)")
 
@@ -24,6 +25,10 @@ class Team(Protocol):
 
     def barrier(self) -> None: ...
 
+    def text(self, text: str | None) -> str:
+        """Rank 0's text, on every rank."""
+        ...
+
 
 @dataclass(frozen=True)
 class Alone:
@@ -34,6 +39,9 @@ class Alone:
 
     def barrier(self) -> None:
         return
+
+    def text(self, text: str | None) -> str:
+        return text or ""
 
 
 @dataclass(frozen=True)
@@ -64,10 +72,15 @@ class Share:
         return shard % self.count == self.number
 
     def wait(self, ready: Callable[[], bool], *, say: Callable[[str], None]) -> None:
-        """Returns when share 0 has prepared the store, which this one looks for on the disk."""
+        """Returns when share 0 has prepared the store, which this one looks for on the disk. Raises TimeoutError."""
+        start = time.monotonic()
         if not ready():
             say(f"share {self}: waits for share 0/{self.count} to prepare the store")
         while not ready():
+            if time.monotonic() - start > PATIENCE:
+                raise TimeoutError(
+                    f"share {self}: share 0/{self.count} has not prepared the store in {PATIENCE / 3600:g} h; start it"
+                )
             time.sleep(LOOK)
 
 
