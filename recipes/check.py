@@ -182,8 +182,8 @@ def _check_data(recipe: Recipe) -> Iterator[str]:
     if "://" in (recipe.store.path or ""):
         if data.source != "store":
             yield "store.path is a URL: features are made on a disk; read a store behind a URL with data=store"
-        elif urlsplit(str(recipe.store.path)).username is not None:
-            yield "store.path: a URL without user and password; give these by the environment, where its library looks"
+        elif (parts := urlsplit(str(recipe.store.path))).username is not None or parts.query:
+            yield "store.path: a URL without user, password and query; credentials belong where its library looks"
     elif recipe.store.cache or recipe.store.cache_gb:
         yield "store.cache and store.cache_gb are of a store behind a URL; leave them out, or give store.path=URL"
     if data.group is not None:

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from shards.codec import CALIBRATION_CLIPS, CALIBRATION_FILE, Calibration, Codec, load_codec
 from shards.column import CLIPS, Sidecar
-from shards.disk import StoreError, remove_temporaries
+from shards.disk import StoreError, Writing, remove_temporaries
 from shards.extraction import write_statistics
 from shards.manifest import Column, Manifest
 from shards.store import FeatureStore
@@ -43,6 +43,14 @@ def add_column(
     there = Manifest.read(root).columns.get(column.name)
     if there and (there.layout, there.codec, there.origin) != (column.layout, column.codec, column.origin):
         raise StoreError(f"{root} has a column {column.name!r} that was made otherwise; choose another --column")
+    with Writing(root):
+        return _write(store, column, tokens, uncovered=uncovered, device=device)
+
+
+def _write(
+    store: FeatureStore, column: Column, tokens: Tokens, *, uncovered: Collection[str], device: torch.device | str
+) -> Column:
+    root = store.path
     remove_temporaries(root)
     _declare(store, column)
     (root / column.name).mkdir(exist_ok=True)

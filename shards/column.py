@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from shards.disk import Buffer, StoreError, read_inside
 from shards.tensorfile import Spec, describe, header, sizes
 
@@ -174,12 +176,30 @@ class Sidecar:
         return sidecar
 
     def has_tar(self, root: Path) -> bool:
-        """Whether the tar is there with the length that the sidecar says."""
+        """Whether the tar is there, no link, with the length that the sidecar says."""
         try:
-            found = os.stat(root / self.column / f"{shard_name(self.shard)}.tar")
+            found = os.lstat(root / self.column / f"{shard_name(self.shard)}.tar")
         except (FileNotFoundError, NotADirectoryError):
             return False
         return stat.S_ISREG(found.st_mode) and found.st_size == self.bytes
+
+
+class Places:
+    """Where every clip of a column lies: 20 bytes a clip, because all its members have one length and one header."""
+
+    def __init__(self) -> None:
+        self._rows: list[tuple[int, int, int]] = []
+
+    def extend(self, shard: int, members: list[Member]) -> None:
+        """Appends the clips of a shard."""
+        self._rows += [(shard, member.offset, member.xxh3) for member in members]
+
+    def freeze(self) -> None:
+        """Turns the rows into arrays."""
+        self.shard = np.array([row[0] for row in self._rows], dtype=np.int32)
+        self.offset = np.array([row[1] for row in self._rows], dtype=np.int64)
+        self.xxh3 = np.array([row[2] for row in self._rows], dtype=np.uint64)
+        self._rows = []
 
 
 def _count(value: Any) -> int:

@@ -7,6 +7,8 @@ stranger made can lead anywhere or hang.
 
 from __future__ import annotations
 
+import fcntl
+import logging
 import os
 import stat
 from collections import OrderedDict
@@ -21,6 +23,7 @@ TEMPORARY = ".tmp"
 JSON_LIMIT = 256 * 2**20  # bytes; the sidecar of a shard of 100,000 clips has about 30 MB
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
+log = logging.getLogger(__name__)
 
 
 class StoreError(ValueError):
@@ -56,6 +59,41 @@ def write_atomically(path: Path, pieces: Iterable[Buffer]) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+class Writing:
+    """Holds a store against other commands that write it, as a context; the lock of a dead process is free.
+
+    shared: beside others that are shared, too. Raises StoreError where the store is held otherwise; a file system
+    without locks is said, and gone on with.
+    """
+
+    def __init__(self, root: Path, *, shared: bool = False) -> None:
+        self.root, self.shared = root, shared
+
+    def __enter__(self) -> Writing:
+        self._folder = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            self._lock((fcntl.LOCK_SH if self.shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(self._folder)
+            raise StoreError(f"{self.root} is being written by another command; start again when it is done") from None
+        return self
+
+    def alone(self) -> None:
+        """Waits until nobody shares it any more."""
+        self._lock(fcntl.LOCK_EX)
+
+    def __exit__(self, *error: object) -> None:
+        os.close(self._folder)
+
+    def _lock(self, how: int) -> None:
+        try:
+            fcntl.flock(self._folder, how)
+        except BlockingIOError:
+            raise
+        except OSError as error:
+            log.warning("%s cannot be locked (%s): let no other command write it meanwhile", self.root, error.strerror)
 
 
 def remove_temporaries(root: Path, *, mine: Callable[[int], bool] | None = None, others: bool = True) -> int:

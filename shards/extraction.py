@@ -32,7 +32,7 @@ from shards.plan import Plan, Work, check_refused, make_plan, required_bytes
 from shards.prefetch import Behind, prefetch
 from shards.statistics import are_current, compute_statistics, save_statistics
 from shards.store import FeatureStore
-from shards.team import Alone, Share, Team, Unfinished
+from shards.team import Alone, Share, Team, Unfinished, hold
 from shards.writer import ShardWriter
 
 __all__ = ["Clip", "Render", "Source", "Views", "extract"]
@@ -84,25 +84,30 @@ def extract(
     sources = {name: source for name, source in columns.items() if name in plan.missing}
     computer = Computer(plan.clips, sources, render, refusal, torch.device(device), plan.covers)
     job = _Pass(plan, computer, batch=batch, threads=threads)
-    if team.rank == 0:
-        root.mkdir(parents=True, exist_ok=True)
-        remove_temporaries(root, mine=share.has, others=share.number == 0)
-        if share.number:
-            share.wait(plan.is_prepared, say=say)
-        elif plan.work:
-            plan.write_manifest(complete=False)
-            job.prepare(world=team.world * share.count, say=say)
-    team.barrier()
-    work = [item for item in plan.work if share.has(item.shard)]
-    job.run(work[team.rank :: team.world], quiet=team.rank > 0, max_refused=max_refused, world=team.world)
-    team.barrier()
-    if left := plan.left():
-        raise Unfinished(f"share {share} is done; {left} of {plan.partition.shards} shards are left to other shares")
-    if team.rank == 0:
-        plan.write_manifest(complete=True)
-    team.barrier()
-    write_statistics(root, [name for number, name in enumerate(columns) if number % team.world == team.rank])
-    team.barrier()
+    with ExitStack() as held:
+        writing = hold(root, team, held, shared=share.count > 1)
+        if writing:
+            remove_temporaries(root, mine=share.has, others=share.number == 0)
+            if share.number:
+                share.wait(plan.is_prepared, say=say)
+            elif plan.work:
+                plan.write_manifest(complete=False)
+                job.prepare(world=team.world * share.count, say=say)
+        team.barrier()
+        work = [item for item in plan.work if share.has(item.shard)]
+        job.run(work[team.rank :: team.world], quiet=team.rank > 0, max_refused=max_refused, world=team.world)
+        team.barrier()
+        if left := int(team.text(str(plan.left()) if team.rank == 0 else None)):
+            raise Unfinished(
+                f"share {share} is done; {left} of {plan.partition.shards} shards are left to other shares"
+            )
+        if writing:
+            writing.alone()  # of several shares that have ended, one after the other completes the store
+            remove_temporaries(root)
+            plan.write_manifest(complete=True)
+        team.barrier()
+        write_statistics(root, [name for number, name in enumerate(columns) if number % team.world == team.rank])
+        team.barrier()
     check_refused(plan.refusals(plan.shards), total=len(clips), share=max_refused, final=True)
 
 
@@ -210,11 +215,11 @@ class _Pass:
         kept = frozenset(self.kept)
         known = {item.shard: self.plan.refusals([item.shard]) for item in work}
         ahead = (
-            clip
+            key
             for item in work
             for start, keys in item.groups(self.batch)
             if (item.shard, start) not in kept
-            for clip in self.computer.readable(keys, known[item.shard], item.columns)
+            for key in self.computer.readable(keys, known[item.shard], item.columns)
         )
         rendered = prefetch(ahead, self.computer.try_render, threads=self.threads, ahead=self.threads + self.batch)
         label = "features" if world == 1 else f"features, rank 0 of {world}"
@@ -242,7 +247,7 @@ class _Pass:
                     group = kept or self.computer.compute(keys, known, work.columns, rendered)
                     behind.do(partial(self.append, group, writers))
                     refused |= group.refused
-                    bar.update(len(keys))
+                    bar.update(len(set(keys) & self.plan.wanted))
             for name, writer in writers.items():
                 for key, reason in refused.items():
                     writer.refuse(key, reason)

@@ -22,7 +22,7 @@ from shards.extraction import Views, extract
 from shards.functions import asked_columns, build_columns, precision, references_of
 from shards.manifest import MANIFEST, Manifest, digest
 from shards.notices import notices, split_lines
-from shards.plan import check_place
+from shards.plan import check_place, is_whole
 from shards.provenance import remember
 from shards.ranks import Ranks
 from shards.split import FEWEST
@@ -71,7 +71,9 @@ class Features:
             part = self.covers.get(name, self.found.clips)
             if column.coverage.get("uncovered", 0) != len(self.found.clips) - len(part):
                 return None  # what differs is said by the plan
-        return manifest
+        train = {clip.key for clip in self.found.clips if clip.split == "train"}
+        taught = [name for name in self.columns if not train.isdisjoint(self.covers.get(name, train))]
+        return manifest if is_whole(self.path, manifest, self.columns, statistics=taught) else None
 
     def _check(self, manifest: Manifest) -> None:
         """Raises ValueError where the store at this place is another one."""

@@ -83,54 +83,65 @@ class Computer:
     def compute(
         self, keys: Sequence[str], known: Mapping[str, str], columns: Collection[str], rendered: Iterator[Rendered]
     ) -> Group:
-        """One forward of every column over the clips of `keys` that it covers and that can be rendered. columns: CLIPS
-        among them where the records are missing. rendered: of `readable`."""
+        """One forward of every column over the clips of `keys` that it covers. columns: CLIPS among them where the
+        records are missing. rendered: of `readable`.
+
+        A clip that cannot be rendered, or is known to be refused, is black there: the shape of a forward, and with it
+        the rounding of its results, depends on what is covered alone, and not on where an earlier start has ended.
+        """
         refused = {key: known[key] for key in keys if key in known}
         fields: dict[str, dict[str, Any]] = {}
         views: dict[str, Views] = {}
-        readable = [clip.key for clip in self.readable(keys, known, columns)]
+        readable = self.readable(keys, known, columns)
         for key, result in zip(readable, islice(rendered, len(readable)), strict=True):
             if isinstance(result, str):
                 refused[key] = result
             else:
                 fields[key], views[key] = result
-        covered = {name: [key for key in views if self.covered(name, key)] for name in self.sources if name in columns}
-        tokens = {name: self.forward(name, [views[key] for key in own]) for name, own in covered.items() if own}
+        covered = {name: [key for key in keys if self.covered(name, key)] for name in self.sources if name in columns}
+        tokens = {
+            name: self.forward(name, [views.get(key) for key in own])
+            for name, own in covered.items()
+            if not views.keys().isdisjoint(own)
+        }
         for name, batch in tokens.items():
             for key, fine in zip(covered[name], batch.isfinite().flatten(1).all(1).tolist(), strict=True):
-                if not fine:
+                if not fine and key in views:
                     refused.setdefault(key, f"{name} gives tokens that are not finite")
         for name, batch in tokens.items():
-            rows = [row for row, key in enumerate(covered[name]) if key not in refused]
+            rows = [row for row, key in enumerate(covered[name]) if key in views and key not in refused]
             tokens[name] = batch if len(rows) == len(batch) else batch[rows]
-        kept = {name: [key for key in covered[name] if key not in refused] for name in tokens}
+        kept = {name: [key for key in covered[name] if key in views and key not in refused] for name in tokens}
         records = {key: record_of(self.clips[key]) | fields[key] for key in fields if key not in refused}
         return Group(records, refused, kept, tokens)
 
     def covered(self, column: str, key: str) -> bool:
         return column not in self.covers or key in self.covers[column]
 
-    def forward(self, name: str, views: Sequence[Views]) -> Tensor:
-        """The tokens (b q d) of one column, float32."""
+    def forward(self, name: str, views: Sequence[Views | None]) -> Tensor:
+        """The tokens (b q d) of one column, float32. None: a black clip."""
         source = self.sources[name]
-        video = torch.stack([view[source.frames, source.pixels] for view in views]).to(self.device)
+        rows = [None if view is None else view[source.frames, source.pixels] for view in views]
+        black = torch.zeros_like(next(row for row in rows if row is not None))
+        video = torch.stack([black if row is None else row for row in rows]).to(self.device)
         with torch.no_grad():
             tokens = source(video.float().div_(255)).float()
         if tokens.shape[1:] != source.layout.shape:
             raise ValueError(f"column {name}: tokens are {tuple(tokens.shape[1:])}, but layout {source.layout.shape}")
         return tokens
 
-    def readable(self, keys: Sequence[str], known: Mapping[str, str], columns: Collection[str]) -> list[Clip]:
-        """The clips that have to be rendered for these columns: those of a part leave the others unread."""
+    def readable(self, keys: Sequence[str], known: Mapping[str, str], columns: Collection[str]) -> list[str]:
+        """Those of the keys whose clips have to be rendered for these columns: a part leaves the others unread."""
         return [
-            self.clips[key]
+            key
             for key in keys
             if key not in known and any(name == CLIPS or self.covered(name, key) for name in columns)
         ]
 
-    def try_render(self, clip: Clip) -> Rendered:
+    def try_render(self, key: str) -> Rendered:
+        """What the clip shows, or why it cannot be had."""
         try:
-            return self.render(clip)
+            return self.render(self.clips[key])
         except self.refusal as error:
             return str(error) or type(error).__name__
 

@@ -24,6 +24,7 @@ from shards.column import (
 )
 from shards.disk import TEMPORARY, StoreError, read_inside
 from shards.manifest import MANIFEST, Column, Manifest, Partition, digest
+from shards.statistics import are_current
 from shards.tensorfile import Spec
 
 SHARD_BYTES = 512 * 10**6  # of the first column
@@ -36,7 +37,7 @@ RECORD_BYTES = 4 * BLOCK  # a generous guess of a record with its header
 @dataclass(frozen=True)
 class Work:
     """One shard that some columns miss. keys: all that the partition gives to it, in order. wanted: those of them that
-    a column of the pass covers."""
+    a missing column covers."""
 
     shard: int
     keys: tuple[str, ...]
@@ -45,8 +46,8 @@ class Work:
 
     def groups(self, batch: int) -> Iterator[tuple[int, tuple[str, ...]]]:
         """Neighbours that are computed together, with the place of the first."""
-        for start in range(0, len(self.wanted), batch):
-            yield start, self.wanted[start : start + batch]
+        for start in range(0, len(self.keys), batch):
+            yield start, self.keys[start : start + batch]
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,11 @@ class Plan:
     def missing(self) -> set[str]:
         """Columns with an unfinished shard."""
         return {name for work in self.work for name in work.columns}
+
+    @property
+    def wanted(self) -> frozenset[str]:
+        """The keys that a missing column covers."""
+        return frozenset(key for work in self.work for key in work.wanted)
 
     def groups(self, batch: int) -> Iterator[tuple[int, int, tuple[str, ...]]]:
         """(shard, place, keys) of every group of the unfinished shards."""
@@ -111,7 +117,8 @@ class Plan:
 
     def write_manifest(self, *, complete: bool) -> None:
         """Before the work (columns that miss something are marked), or after it. Leaves an equal one alone."""
-        columns = dict(self.columns)
+        now = Manifest.read(self.root).columns if (self.root / MANIFEST).exists() else {}
+        columns = now | self.columns  # another command may have added one since
         summary: dict[str, Any] = self.there.refused if self.there else {"clips": 0, "first": {}}
         if complete:
             for name in self.passing:
@@ -208,8 +215,8 @@ def _unfinished(
             if not _finished(root, name, shard, spec=spec, keys=own, covered=covers.get(name))
         )
         if missing:
-            everything = CLIPS in missing or wanted.keys() - covers.keys()
-            some = tuple(key for key in own if everything or any(key in covers[name] for name in wanted))
+            everything = set(missing) - covers.keys()  # records among them
+            some = tuple(key for key in own if everything or any(key in covers[name] for name in missing))
             yield Work(shard, own, some, missing)
 
 
@@ -232,6 +239,21 @@ def _finished(
             f"{len(away)} shall be: the column covers other clips; ask for the same ones, or delete {root}/{column}"
         )
     return sidecar.has_tar(root)
+
+
+def is_whole(root: Path, manifest: Manifest, columns: Collection[str], *, statistics: Collection[str]) -> bool:
+    """Whether complete columns have all their files, and nothing that a killed start has left. What is in the files is
+    seen when they are opened. statistics: the columns that have some, for they have a train clip."""
+    names = [f"{shard_name(shard)}{end}" for shard in range(manifest.partition.shards) for end in (".tar", ".json")]
+    for column in (CLIPS, *columns):
+        there = set(os.listdir(root / column)) if (root / column).is_dir() else set()
+        if not there.issuperset(names) or any(name.endswith(TEMPORARY) for name in there):
+            return False
+    return all(
+        (column not in statistics or are_current(root, column, split=manifest.digests["split"]))
+        and (manifest.columns[column].codec != "int8" or (root / column / CALIBRATION_FILE).exists())
+        for column in columns
+    )
 
 
 def read_refused(root: Path, column: str, shard: int) -> dict[str, str]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from itertools import count, islice
 from queue import Empty, SimpleQueue
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -21,6 +21,9 @@ from shards.order import SampleOrder
 from shards.prefetch import Memory, prefetch
 from shards.store import FeatureStore
 from shards.tensorfile import as_bytes
+
+if TYPE_CHECKING:
+    from shards.ahead import Ahead
 
 Batch = dict[str, Any]  # keys: list[str]; indices, label: (b,) int64; <column>: (b q d); training: step, micro
 WINDOW = 16  # shards
@@ -145,9 +148,9 @@ class BatchReader:
 
     columns: names to read. indices: the clips, as store indices (one split). batch: clips per optimizer step over all
     ranks and accumulation steps; it must divide by their product. dtype: of the tokens. window: shards that are
-    shuffled together, see SampleOrder; by default 16 for a store behind a URL, and the whole of a local one. decode:
-    False leaves the columns as they are stored, {part: (b, ...)}, for FeatureStore.codec(column).decode to turn into
-    tokens later.
+    shuffled together, see SampleOrder; by default the whole of a local store, and 16 of one behind a URL, whose next
+    window is fetched while this one is read (shards.ahead). decode: False leaves the columns as they are stored,
+    {part: (b, ...)}, for FeatureStore.codec(column).decode to turn into tokens later.
 
     Iterating yields dicts {"step", "micro", "keys": list[str], "indices": (b,) int64 into the store, "label": (b,)
     int64, <column>: (b q d) on the device}: `accumulation` micro-batches a step. A failed read raises in the
@@ -181,6 +184,11 @@ class BatchReader:
             window = WINDOW
         shards = [store.shard_of(int(index)) for index in indices] if window else None
         self.order = SampleOrder(len(indices), seed=seed, shards=shards, window=window or 1)
+        self._ahead: Ahead | None = None
+        if store.mirror and shards and window:
+            from shards.ahead import Ahead  # fsspec, which a local store does not need
+
+            self._ahead = Ahead(store.mirror, self.order, shards=shards, columns=columns, window=window)
         self.size, self.rank, self.accumulation, self.threads = batch, rank, accumulation, threads
         self.micro = batch // (world * accumulation)
         self._loader = Loader(
@@ -212,6 +220,9 @@ class BatchReader:
         """Stops the threads."""
         while self._open:
             self._open.pop().close()
+        if self._ahead:
+            self._ahead.close()
+            self._ahead = None
 
     def __enter__(self) -> BatchReader:
         return self
@@ -231,6 +242,8 @@ class BatchReader:
     def _load(self, task: tuple[int, int]) -> Batch:
         step, micro = task
         start = step * self.size + (self.rank * self.accumulation + micro) * self.micro
+        if self._ahead:
+            self._ahead.reach(start)
         return {"step": step, "micro": micro} | self._loader.load(self.order.samples(start, start + self.micro))
 
 

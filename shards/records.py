@@ -8,7 +8,7 @@ from typing import Any
 
 from shards.agreement import check_clips, describe_clips
 from shards.column import CLIPS, Sidecar, keys_digest
-from shards.disk import StoreError, remove_temporaries
+from shards.disk import StoreError, Writing, remove_temporaries
 from shards.group import Clip, record_of
 from shards.manifest import MANIFEST, Manifest, Partition, digest
 from shards.plan import check_place
@@ -29,6 +29,18 @@ def write_records(
     """
     check_place(root)
     root.mkdir(parents=True, exist_ok=True)
+    with Writing(root):
+        _write(root, clips, view=view, clips_per_shard=clips_per_shard, more=more)
+
+
+def _write(
+    root: Path,
+    clips: Sequence[Clip],
+    *,
+    view: Mapping[str, Any],
+    clips_per_shard: int,
+    more: Callable[[Clip], dict[str, Any]],
+) -> None:
     remove_temporaries(root)
     if (root / MANIFEST).exists():
         manifest = Manifest.read(root)

@@ -78,6 +78,8 @@ class Mirror:
     ) -> None:
         self.name = public(url)
         scheme = urlsplit(url).scheme
+        if urlsplit(url).query:
+            raise StoreError(f"{self.name}: a store's URL has no query: its files' names come after it; use `options`")
         try:
             self._files, self._base = fsspec.core.url_to_fs(
                 url.rstrip("/"), **(_patience(scheme) | dict(options or {}))
@@ -91,7 +93,6 @@ class Mirror:
         self.root.mkdir(parents=True, exist_ok=True)
         self.limit = limit
         self._tars: dict[tuple[str, int], Sidecar] = {}
-        self._forgotten: set[tuple[str, int]] = set()
 
     def __str__(self) -> str:
         return self.name
@@ -99,6 +100,16 @@ class Mirror:
     def know(self, sidecar: Sidecar) -> None:
         """Keeps what a shard's tar shall be, without its members."""
         self._tars[sidecar.column, sidecar.shard] = replace(sidecar, members={}, refused={}, uncovered=[])
+
+    def size(self, column: str, shard: int) -> int:
+        """Bytes of a shard that is known."""
+        return self._tars[column, shard].bytes
+
+    def bring(self, column: str, shard: int) -> None:
+        """Fetches a shard that is known; one that is here will stay as long as if it had just come."""
+        self.fetch_tar(self._tars[column, shard])
+        with suppress(FileNotFoundError):
+            os.utime(self.root / column / f"{shard_name(shard)}.tar")
 
     def open_tar(self, column: str, shard: int) -> int:
         """A descriptor of a shard that is known, fetched where it is not here."""
@@ -112,13 +123,12 @@ class Mirror:
             f"{self.root}: {column}/{shard_name(shard)}.tar goes as fast as it comes; raise the cache's limit"
         )
 
-    def forget(self, column: str, shard: int) -> bool:
-        """Deletes a shard that is damaged here, once: whether it may be fetched again."""
-        if (column, shard) in self._forgotten:
-            return False
-        self._forgotten.add((column, shard))
-        (self.root / column / f"{shard_name(shard)}.tar").unlink(missing_ok=True)
-        return True
+    def forget(self, column: str, shard: int, descriptor: int) -> None:
+        """Deletes the shard of this descriptor, which is damaged here, unless another already stands in its place."""
+        path = self.root / column / f"{shard_name(shard)}.tar"
+        with _alone(path.with_name(path.name + ".lock")), suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(descriptor), os.lstat(path)):
+                path.unlink()
 
     def fetch_manifest(self) -> None:
         try:
@@ -135,7 +145,6 @@ class Mirror:
             pass
         for name, column in columns.items():
             for file in [CALIBRATION_FILE] * (column.codec == "int8") + [STATISTICS_FILE]:
-                (self.root / name / file).unlink(missing_ok=True)
                 with suppress(FileNotFoundError):  # said by who needs it
                     self._fetch(f"{name}/{file}", check=_vouches_for_itself)
         tars = [Sidecar.read(self.root, CLIPS, shard, spec={}) for shard in range(shards)]
@@ -182,7 +191,6 @@ class Mirror:
         try:
             self._fetch(name, check=lambda fetched: json.loads(fetched.read_bytes()))
         except FileNotFoundError:
-            path.unlink(missing_ok=True)
             raise StoreError(f"{self.name}: {name} is missing") from None
         if before is not None and path.read_bytes() != before:
             path.with_suffix(".tar").unlink(missing_ok=True)
@@ -210,6 +218,7 @@ class Mirror:
                     return
                 except FileNotFoundError:
                     temporary.unlink(missing_ok=True)
+                    final.unlink(missing_ok=True)
                     raise FileNotFoundError(f"{self.name}/{name} is not there") from None
                 except PermissionError:
                     temporary.unlink(missing_ok=True)

@@ -11,13 +11,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 import xxhash
 from torch import Tensor
 
 from shards.codec import Codec, load_codec
-from shards.column import CLIPS, Member, Sidecar, keys_digest, shard_name
+from shards.column import CLIPS, Places, Sidecar, keys_digest, shard_name
 from shards.disk import Descriptor, OpenFiles, StoreError, open_inside, read_exactly
 from shards.manifest import MAKE, Column, Manifest
 from shards.special import choose_special, rows_of
@@ -81,7 +80,7 @@ class FeatureStore:
         }
         self._headers = {name: bytearray(header(column.spec)) for name, column in self.columns.items()}
         self._files = OpenFiles(self.path)
-        self._places = {name: _Places() for name in self.columns}
+        self._places = {name: Places() for name in self.columns}
         planned: set[str] = set()
         for shard in range(self.manifest.partition.shards):
             planned |= self._join(shard)
@@ -155,10 +154,10 @@ class FeatureStore:
         self.read_into(index, column, [as_bytes(tensor) for tensor in tensors.values()])
         return tensors
 
-    def read_into(self, index: int, column: str, parts: Sequence[memoryview]) -> None:
+    def read_into(self, index: int, column: str, parts: Sequence[memoryview], *, again: bool = True) -> None:
         """Fills the bytes of one clip's encoded tensors by one positioned read, checked against its checksum.
 
-        Safe to call from several threads.
+        Safe to call from several threads. again: whether to fetch once more what is damaged and came from a URL.
         """
         places = self._places[column]
         shard, offset = int(places.shard[index]), int(places.offset[index])
@@ -170,8 +169,9 @@ class FeatureStore:
             digest.update(buffer)
         if whole and digest.intdigest() == int(places.xxh3[index]):
             return
-        if self.mirror and self.mirror.forget(column, shard):
-            return self.read_into(index, column, parts)
+        if self.mirror and again:
+            self.mirror.forget(column, shard, file.number)
+            return self.read_into(index, column, parts, again=False)
         fault = "its checksum differs from the index" if whole else "the file ends before it"
         name = f"{column}/{shard_name(shard)}"
         raise StoreError(
@@ -246,24 +246,27 @@ class FeatureStore:
         self.keys += present
         return clips.planned
 
-    def _read_records(self, shard: int, sidecar: Sidecar, keys: list[str]) -> None:
-        descriptor = open_inside(self.path, CLIPS, f"{shard_name(shard)}.tar")
-        try:
-            for key in keys:
-                member = sidecar.members[key]
-                data = bytearray(min(member.bytes, RECORD_LIMIT))
-                if (
-                    not read_exactly(descriptor, [memoryview(data)], member.offset)
-                    or xxhash.xxh3_64_intdigest(data) != member.xxh3
-                ):
-                    raise StoreError(f'{self.path}: {CLIPS}/{shard_name(shard)}.tar, clip "{key}" is damaged')
-                try:
-                    self.clips.append(parse_record(data, key))
-                except ValueError as error:
-                    where = f'{self.path}: {CLIPS}/{shard_name(shard)}.tar, clip "{key}"'
-                    raise StoreError(f"{where}: {error}") from None
-        finally:
-            os.close(descriptor)
+    def _read_records(self, shard: int, sidecar: Sidecar, keys: list[str], *, again: bool = True) -> None:
+        file = Descriptor(open_inside(self.path, CLIPS, f"{shard_name(shard)}.tar"))
+        found = []
+        for key in keys:
+            member = sidecar.members[key]
+            data = bytearray(min(member.bytes, RECORD_LIMIT))
+            where = f'{self.path}: {CLIPS}/{shard_name(shard)}.tar, clip "{key}"'
+            if (
+                not read_exactly(file.number, [memoryview(data)], member.offset)
+                or xxhash.xxh3_64_intdigest(data) != member.xxh3
+            ):
+                if self.mirror and again:
+                    self.mirror.forget(CLIPS, shard, file.number)
+                    self.mirror.fetch_tar(sidecar)
+                    return self._read_records(shard, sidecar, keys, again=False)
+                raise StoreError(f"{where} is damaged; delete {CLIPS}/{shard_name(shard)}.json and re-run precompute")
+            try:
+                found.append(parse_record(data, key))
+            except ValueError as error:
+                raise StoreError(f"{where}: {error}") from None
+        self.clips += found
 
 
 def mirror_of(path: str | os.PathLike[str] | Mirror) -> Mirror | None:
@@ -286,20 +289,3 @@ def parse_record(data: bytes | bytearray, key: str) -> dict[str, Any]:
     if not sound or record.get("key") != key or not are_factors(record.get("factors", {})):
         raise ValueError(f"its record is {str(record)[:200]}")
     return record
-
-
-class _Places:
-    """Where every clip of a column lies: 20 bytes a clip, because all its members have one length and one header."""
-
-    def __init__(self) -> None:
-        self._rows: list[tuple[int, int, int]] = []
-
-    def extend(self, shard: int, members: list[Member]) -> None:
-        self._rows += [(shard, member.offset, member.xxh3) for member in members]
-
-    def freeze(self) -> None:
-        """Turns the rows into arrays."""
-        self.shard = np.array([row[0] for row in self._rows], dtype=np.int32)
-        self.offset = np.array([row[1] for row in self._rows], dtype=np.int64)
-        self.xxh3 = np.array([row[2] for row in self._rows], dtype=np.uint64)
-        self._rows = []

@@ -5,10 +5,15 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol, TypeVar
 
+from shards.disk import StoreError, Writing
+
 T = TypeVar("T")
+PATIENCE = 6 * 3600  # seconds that a share waits for share 0
 LOOK = 2.0  # seconds between two looks at what another share is to do first
 SHARE = re.compile(r"(\d+)/(\d+)")
 
@@ -24,6 +29,10 @@ class Team(Protocol):
 
     def barrier(self) -> None: ...
 
+    def text(self, text: str | None) -> str:
+        """Rank 0's text, on every rank."""
+        ...
+
 
 @dataclass(frozen=True)
 class Alone:
@@ -34,6 +43,9 @@ class Alone:
 
     def barrier(self) -> None:
         return
+
+    def text(self, text: str | None) -> str:
+        return text or ""
 
 
 @dataclass(frozen=True)
@@ -64,12 +76,31 @@ class Share:
         return shard % self.count == self.number
 
     def wait(self, ready: Callable[[], bool], *, say: Callable[[str], None]) -> None:
-        """Returns when share 0 has prepared the store, which this one looks for on the disk."""
+        """Returns when share 0 has prepared the store, which this one looks for on the disk. Raises TimeoutError."""
+        start = time.monotonic()
         if not ready():
             say(f"share {self}: waits for share 0/{self.count} to prepare the store")
         while not ready():
+            if time.monotonic() - start > PATIENCE:
+                raise TimeoutError(
+                    f"share {self}: share 0/{self.count} has not prepared the store in {PATIENCE / 3600:g} h; start it"
+                )
             time.sleep(LOOK)
 
 
 class Unfinished(Exception):
     """A share is done, others are not: the store is not complete yet."""
+
+
+def hold(root: Path, team: Team, held: ExitStack, *, shared: bool) -> Writing | None:
+    """Rank 0 holds the store while this pass writes it. Where it cannot, all ranks raise the StoreError."""
+    problem, writing = "", None
+    if team.rank == 0:
+        root.mkdir(parents=True, exist_ok=True)
+        try:
+            writing = held.enter_context(Writing(root, shared=shared))
+        except StoreError as error:
+            problem = str(error)
+    if problem := team.text(problem):
+        raise StoreError(problem)
+    return writing

@@ -93,8 +93,10 @@ class ShardWriter:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._file.close()
-        self._temporary.unlink(missing_ok=True)
+        try:
+            self._file.close()  # which writes what is left, and may find the disk full
+        finally:
+            self._temporary.unlink(missing_ok=True)
 
     def _place(self, key: str) -> str:
         return f'{self.column}/{shard_name(self.shard)}.tar, clip "{key}"'

@@ -209,11 +209,8 @@ def warm(stores: Mapping[str, FeatureStore], batch: int) -> dict[str, Section]:
         return found | {"ours, int8, student alone": ours(stores["int8"], batch, ["student"], decode=decode)}
 
     def limits() -> dict[str, Passes]:
-        return {
-            f"{name}, {codec}": make
-            for codec, store in stores.items()
-            for name, make in {"plain": plain(store, batch), "ours": ours(store, batch, decode=False)}.items()
-        }
+        made = {"plain": lambda store: plain(store, batch), "ours": lambda store: ours(store, batch, decode=False)}
+        return {f"{n}, {c}": make(store) for c, store in stores.items() for n, make in made.items()}
 
     others = cache(lambda: peers(stores["fp16"], batch))
     return {
@@ -225,14 +222,8 @@ def warm(stores: Mapping[str, FeatureStore], batch: int) -> dict[str, Section]:
 
 def cold(stores: Mapping[str, FeatureStore], batch: int) -> dict[str, Section]:
     def limits() -> dict[str, Passes]:
-        return {
-            f"{name}, {codec}": dropped(run, stores)
-            for codec, store in stores.items()
-            for name, run in {
-                "plain": from_end_to_end(store),
-                "ours": ours(store, batch, decode=False, epochs=1),
-            }.items()
-        }
+        made = {"plain": from_end_to_end, "ours": lambda store: ours(store, batch, decode=False, epochs=1)}
+        return {f"{n}, {c}": dropped(make(store), stores) for c, store in stores.items() for n, make in made.items()}
 
     return {"cold, as stored": limits}
 

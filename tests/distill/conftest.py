@@ -153,3 +153,11 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> FeatureStore:
         say=lambda text: None,
     )
     return FeatureStore(path)
+
+
+@pytest.fixture(scope="session")
+def planted(tmp_path_factory: pytest.TempPathFactory) -> FeatureStore:
+    """The store of the module of that name."""
+    from planted import plant
+
+    return plant(tmp_path_factory.mktemp("planted") / "store")

@@ -185,9 +185,10 @@ def test_one_mistake_in_a_deficiency_one_sentence(kind: str, word: str, problem:
     assert problem in found
 
 
-def test_a_password_does_not_belong_in_a_recipe() -> None:
-    (problem,) = refuse("data=store", "store.path=https://me:secret@host/store").problems
-    assert problem.startswith("store.path: a URL without user and password") and "secret" not in problem
+@pytest.mark.parametrize("url", ["https://me:secret@host/store", "https://host/store?token=secret"])
+def test_a_secret_does_not_belong_in_a_recipe(url: str) -> None:
+    (problem,) = refuse("data=store", f"store.path={url}").problems
+    assert problem.startswith("store.path: a URL without user, password and query") and "secret" not in problem
 
 
 def test_a_contestants_own_deficiency_is_checked_where_it_stands() -> None:

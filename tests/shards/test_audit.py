@@ -174,9 +174,9 @@ def test_the_effect_on_alignment(tmp_path: Path, tiny) -> None:
 
 
 def test_targets_of_several_recipes_are_remembered(tmp_path: Path) -> None:
-    root = f"data.root={tmp_path}"
-    remember(tmp_path, load_recipe([*RECIPE, root]))
-    remember(tmp_path, load_recipe([*RECIPE[:3], root, "targets=[vivit]", "train.batch=1"]))
+    recipe = ["recipe=perceiver_videomae", "data=folder", f"data.root={tmp_path}"]
+    remember(tmp_path, load_recipe(recipe))
+    remember(tmp_path, load_recipe([*recipe, "targets=[vivit]"]))
     told = recall(tmp_path)
     assert told is not None and set(told["targets"]) == {"videomae", "vivit"} and "run" not in told
     (tmp_path / BESIDE).write_text("[" * 100_000)

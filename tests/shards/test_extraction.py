@@ -24,19 +24,29 @@ class ThreadRank:
     rank: int
     world: int
     gate: threading.Barrier
+    told: list[str | None]
 
     def barrier(self) -> None:
         self.gate.wait(20)
+
+    def text(self, text: str | None) -> str:
+        if self.rank == 0:
+            self.told[:] = [text]
+        self.barrier()
+        told = self.told[0]
+        self.barrier()
+        return told
 
 
 def in_ranks(world: int, work) -> list[BaseException]:
     """Runs work(rank) in `world` threads; returns what they raise."""
     gate = threading.Barrier(world)
+    told: list[str | None] = []
     errors: list[BaseException] = []
 
     def run(rank: int) -> None:
         try:
-            work(ThreadRank(rank, world, gate))
+            work(ThreadRank(rank, world, gate, told))
         except BaseException as error:
             errors.append(error)
             gate.abort()

@@ -8,6 +8,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from test_crashes import contents
 
 from recipes.compose import load_recipe
 from shards.features import Features, notices, plan_features
@@ -55,6 +56,18 @@ def test_a_finished_store_is_found_without_its_backbones(videos: Path, tmp_path:
     again = planned(videos, place, said=said)
     again.extract()
     assert said[-1] == f"features: already in {tmp_path / 'store'}" and "sources" not in vars(again)
+
+
+@pytest.mark.parametrize("gone", ["student/stats.safetensors", "student/00000.json", "clips/00000.json"])
+def test_a_finished_store_that_misses_something_is_made_whole(videos: Path, tmp_path: Path, gone: str) -> None:
+    """As after a kill at its very end, or where somebody does what an error advises."""
+    place, store = f"store.path={tmp_path / 'store'}", tmp_path / "store"
+    planned(videos, place).extract()
+    whole = contents(store)
+    (store / gone).unlink()
+    (store / gone).with_name("stats.safetensors.1234.tmp").write_text("")
+    planned(videos, place).extract()
+    assert contents(store) == whole
 
 
 def test_refused_and_odd_clips_are_named(videos: Path, tmp_path: Path) -> None:

@@ -10,6 +10,8 @@ import pickle
 import resource
 import shutil
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -54,6 +56,22 @@ def use(path: Path, tokens: dict[tuple[str, str], torch.Tensor], *, vouched: boo
         store.statistics(name)
 
 
+@contextmanager
+def within(seconds: int) -> Iterator[None]:
+    """Raises TimeoutError in what takes longer."""
+
+    def ring(*_: object) -> None:
+        raise TimeoutError(f"a reader hangs for {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
 def check_mutants(original, place: Path, seeds: range) -> None:
     """Each in a store of its own; the audit has to stand it too, and to see what a reader sees."""
     source, tokens = original
@@ -61,29 +79,26 @@ def check_mutants(original, place: Path, seeds: range) -> None:
     (place / "outside" / "secret").write_text("secret")
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     refused = 0
-    signal.signal(signal.SIGALRM, lambda *_: (_ for _ in ()).throw(TimeoutError("a reader hangs")))
     for seed in seeds:
         path = place / "store"
         shutil.copytree(source, path)
         file, how = mutate(path, seed)
-        signal.alarm(SECONDS)
-        try:
-            use(path, tokens, vouched=how == "vouch")
-            failed = False
-        except StoreError as error:
-            failed, said = True, str(error)
-            folder = file.partition("/")[0].removesuffix(".json")
-            assert folder in said or Path(file).stem in said, f"seed {seed}: {how} of {file}: {said}"
-        except BaseException as error:
-            raise AssertionError(f"seed {seed}: {how} of {file}: {error!r}") from error
-        try:
-            found = list(problems_of(path))
-        except StoreError as error:
-            found = [str(error)]
-        except BaseException as error:
-            raise AssertionError(f"seed {seed}, audit: {how} of {file}: {error!r}") from error
-        finally:
-            signal.alarm(0)
+        with within(SECONDS):
+            try:
+                use(path, tokens, vouched=how == "vouch")
+                failed = False
+            except StoreError as error:
+                failed, said = True, str(error)
+                folder = file.partition("/")[0].removesuffix(".json")
+                assert folder in said or Path(file).stem in said, f"seed {seed}: {how} of {file}: {said}"
+            except BaseException as error:
+                raise AssertionError(f"seed {seed}: {how} of {file}: {error!r}") from error
+            try:
+                found = list(problems_of(path))
+            except StoreError as error:
+                found = [str(error)]
+            except BaseException as error:
+                raise AssertionError(f"seed {seed}, audit: {how} of {file}: {error!r}") from error
         assert found or not failed, f"seed {seed}: the audit misses {how} of {file}"
         refused += failed
         shutil.rmtree(path)

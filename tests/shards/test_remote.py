@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import random
 import shutil
 import socket
@@ -22,7 +23,7 @@ import pytest
 import torch
 
 from shards import remote
-from shards.disk import StoreError
+from shards.disk import OpenFiles, StoreError
 from shards.order import SampleOrder
 from shards.reader import BatchReader
 from shards.remote import Mirror, public
@@ -155,6 +156,48 @@ def test_a_damaged_cache_is_fetched_again(store: FeatureStore, server, tmp_path:
     path.write_bytes(data)
     same(there, store)
     assert handler.asked["/store/student/00001.tar"] == 2
+    there.path.joinpath("student", "00001.tar").write_bytes(data)  # and once more
+    there._files = OpenFiles(there.path)
+    same(there, store)
+    assert handler.asked["/store/student/00001.tar"] == 3
+
+
+def test_one_reader_does_not_delete_what_another_has_repaired(store: FeatureStore, server, tmp_path: Path) -> None:
+    url, handler = server
+    mirror = Mirror(f"{url}/store", cache=tmp_path / "cache")
+    there = FeatureStore(mirror)
+    there[0]
+    damaged = mirror.open_tar("student", 0)
+    mirror.forget("student", 0, damaged)
+    there[0]
+    mirror.forget("student", 0, damaged)  # the slower of two that have read the damaged one
+    assert (there.path / "student" / "00000.tar").exists() and handler.asked["/store/student/00000.tar"] == 2
+    os.close(damaged)
+
+
+def test_damaged_records_in_the_cache_are_fetched_again(store: FeatureStore, server, tmp_path: Path) -> None:
+    url, handler = server
+    there = FeatureStore(Mirror(f"{url}/store", cache=tmp_path / "cache"))
+    path = there.path / "clips" / "00000.tar"
+    path.write_bytes(path.read_bytes().replace(b'"split"', b'"splat"'))
+    same(FeatureStore(Mirror(f"{url}/store", cache=tmp_path / "cache")), store)
+    assert handler.asked["/store/clips/00000.tar"] == 2
+
+
+def test_a_second_opening_takes_nothing_from_the_first(store: FeatureStore, server, tmp_path: Path) -> None:
+    url, handler = server
+    files = ["student/stats.safetensors", "student/calibration.safetensors"]
+    there = FeatureStore(Mirror(f"{url}/store", cache=tmp_path / "cache"))
+    found: list[bool] = []
+    answer = handler.do_GET
+
+    def do_GET(self) -> None:
+        found.extend((there.path / name).exists() for name in files)
+        answer(self)
+
+    handler.do_GET = do_GET
+    FeatureStore(Mirror(f"{url}/store", cache=tmp_path / "cache"))
+    assert found and all(found)
 
 
 def test_the_cache_is_bounded(store: FeatureStore, server, tmp_path: Path) -> None:
@@ -189,6 +232,36 @@ def test_training_goes_by_windows(store: FeatureStore, server, tmp_path: Path) -
         assert sorted(order) == list(range(60))
         assert all(len({n // 10 for n in order[start : start + 20]}) == 2 for start in (0, 20, 40))
     assert orders[0] != orders[1]
+
+
+@pytest.mark.parametrize("room", [True, False])
+def test_the_next_window_is_fetched_while_this_one_is_read(store, server, tmp_path: Path, room: bool) -> None:
+    url, handler = server
+    size = (store.path / "student" / "00000.tar").stat().st_size
+    there = FeatureStore(Mirror(f"{url}/store", cache=tmp_path / "cache", limit=2 * size if room else 2 * size - 1))
+    with BatchReader(there, columns=["student"], indices=range(10), batch=1, seed=1, window=1) as reader:
+        shards = list(dict.fromkeys(there.shard_of(index) for index in reader.order.samples(0, 10)))
+        reader.batch(0)
+        patience = time.monotonic() + (10 if room else 0.3)
+        while not handler.asked[f"/store/student/{shards[1]:05d}.tar"] and time.monotonic() < patience:
+            time.sleep(0.01)
+        asked = [handler.asked[f"/store/student/{shard:05d}.tar"] for shard in shards]
+    assert asked == ([1, 1, 0] if room else [1, 0, 0])
+
+
+def test_what_cannot_be_fetched_ahead_is_an_error_when_it_is_read(
+    store, server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, handler = server
+    monkeypatch.setattr(remote, "TRIES", 1)
+    there = FeatureStore(Mirror(f"{url}/store", cache=tmp_path / "cache"))
+    monkeypatch.setattr(handler, "faults", 1.0)
+    with (
+        BatchReader(there, columns=["student"], indices=range(10), batch=2, seed=1, window=1) as reader,
+        pytest.raises(StoreError, match="could not be had"),
+    ):
+        for _ in reader.steps(0, 5):
+            pass
 
 
 @pytest.fixture(scope="module")
@@ -231,5 +304,7 @@ def test_secrets_of_a_url_are_never_told(tmp_path: Path, monkeypatch: pytest.Mon
     assert public("https://me:hush@host:1/a/b?X-Amz-Signature=hush#hush") == "https://host:1/a/b"
     monkeypatch.setattr(remote, "TRIES", 1)
     with pytest.raises(StoreError) as caught:
-        FeatureStore(Mirror("http://me:hush@127.0.0.1:9/store?token=hush", cache=tmp_path))
+        FeatureStore(Mirror("http://me:hush@127.0.0.1:9/store", cache=tmp_path))
+    with pytest.raises(StoreError, match="http://127.0.0.1:9/store: a store's URL has no query"):
+        FeatureStore(Mirror("http://127.0.0.1:9/store?token=hush", cache=tmp_path))
     assert "hush" not in str(caught.value) and "hush" not in "".join(map(str, tmp_path.rglob("*")))

@@ -63,7 +63,7 @@ def test_a_record_with_other_factors_than_a_writer_puts_there(tmp_path: Path, ti
         fields, views = tiny.render(clip)
         return fields | ({"factors": factors} if clip.number == 2 else {}), views
 
-    with pytest.raises(StoreError, match='clips/00000.tar, clip "000002-abc" has record'):
+    with pytest.raises(StoreError, match='clips/00000.tar, clip "000002-abc": its record is'):
         tiny.extract(tmp_path, render=render, columns={"student": tiny.backbone()})
 
 
