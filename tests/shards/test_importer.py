@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -194,17 +195,10 @@ def test_killed_and_started_again(tmp_path: Path, run, monkeypatch: pytest.Monke
 
 
 TEMPLATES = [
-    "features/{label}/{group}/{name}.npy",
-    "features/{label}/{stem}.npy",
-    "features/{stem}.npy",
-    "features/{label}/{stem}/{name}.npy",
-    "features/{factor.hue}/{split}/{name}.npy",
-    "features/{split}/{stem}.npy",
-    "all.h5::clips/{name}",
-    "all.h5::{factor.kind}/{stem}",
-    "all.pt::{stem}",
-    "{group}.safetensors::{label}/{name}",
-    "clips.csv",
+    *("features/{label}/{group}/{name}.npy", "features/{label}/{stem}.npy", "features/{stem}.npy"),
+    *("features/{label}/{stem}/{name}.npy", "features/{factor.hue}/{split}/{name}.npy", "features/{split}/{stem}.npy"),
+    *("all.h5::clips/{name}", "all.h5::{factor.kind}/{stem}", "all.pt::{stem}"),
+    *("{group}.safetensors::{label}/{name}", "clips.csv"),
 ]
 
 
@@ -245,12 +239,8 @@ def test_killed_after_the_records(tmp_path: Path, run, monkeypatch: pytest.Monke
         run(str(tmp_path / template), codec="fp16").splitlines()[-1] == said and contents(tmp_path / "store") == whole
     )
     (tmp_path / "store").rename(tmp_path / "first")
-
-    def die(*_: object, **__: object) -> None:
-        raise KeyboardInterrupt
-
     with monkeypatch.context() as patch:
-        patch.setattr(importer, "add_column", die)
+        patch.setattr(importer, "add_column", Mock(side_effect=KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             run(str(tmp_path / template), codec="fp16")
     assert run(str(tmp_path / template), codec="fp16").splitlines()[-1] == said and said.endswith(" 12 clips")
