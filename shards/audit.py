@@ -31,7 +31,7 @@ from shards.provenance import RECIPE, recall
 from shards.ranks import Ranks
 from shards.store import FeatureStore
 from shards.tensorfile import sizes
-from shards.verify import problems_of
+from shards.verify import MOST, problems_of
 from shards.view import render_views
 
 SAME = 0.99  # cosine in standardised space below which a clip's tokens are other ones; int8 alone gives 0.99997
@@ -64,7 +64,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"wrong: {problem}")
     if len(problems) > SHOWN:
         print(f"  and {len(problems) - SHOWN} more")
-    print(f"{arguments.store}: {f'{len(problems)} problem(s)' if problems else 'everything verifies'}")
+    count = f"{len(problems)} problem(s){', where the search stopped' if len(problems) == MOST else ''}"
+    print(f"{arguments.store}: {count if problems else 'everything verifies'}")
     return 1 if problems else 0
 
 

@@ -31,6 +31,7 @@ END_OF_TAR = bytes(2 * BLOCK)
 USTAR = struct.Struct("100s8s8s8s12s12s8s1s100s6s2s32s32s8s8s155s12x")
 KEY = re.compile(r"[A-Za-z0-9_-]{1,88}")  # with .safetensors it fills the 100 bytes of a ustar name
 COLUMN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+CHECKSUM = re.compile(r"[0-9a-f]{16}")
 RESERVED = (CLIPS, "key", "keys", "label", "step", "micro", "indices")  # other entries of a sample or a batch
 
 
@@ -159,7 +160,7 @@ class Sidecar:
         total = _count(document["bytes"])
         members: dict[str, Member] = {}
         for key, entry in document["members"].items():
-            member = Member(_count(entry["offset"]), _count(entry["bytes"]), int(entry["xxh3_64"], 16))
+            member = Member(_count(entry["offset"]), _count(entry["bytes"]), _checksum(entry["xxh3_64"], key))
             if entry["tensors"] != tensors or fixed not in (None, member.bytes):
                 raise StoreError(
                     f'clip "{key}": {member.bytes} bytes of {entry["tensors"]} but the manifest says {tensors}; '
@@ -200,6 +201,15 @@ class Places:
         self.offset = np.array([row[1] for row in self._rows], dtype=np.int64)
         self.xxh3 = np.array([row[2] for row in self._rows], dtype=np.uint64)
         self._rows = []
+
+
+def _checksum(value: Any, key: str) -> int:
+    if not isinstance(value, str) or not CHECKSUM.fullmatch(value):
+        raise StoreError(
+            f'clip "{key}": xxh3_64 is {str(value)[:40]!r}, expected 16 hex digits; delete this file and re-run '
+            "precompute"
+        )
+    return int(value, 16)
 
 
 def _count(value: Any) -> int:

@@ -16,15 +16,17 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import xxhash
 from torch import Tensor
+from tqdm import tqdm
 
 from shards.addition import add_column
-from shards.arrays import INSIDE, ArrayError, list_entries, read_tokens
+from shards.arrays import INSIDE, ArrayError, LastFile, list_entries, read_tokens
 from shards.codec import CODECS, check_codec
 from shards.column import check_column
 from shards.manifest import MANIFEST, Column, Manifest, digest
@@ -38,6 +40,7 @@ from shards.videos import Clip, make_clips
 from teachers.layout import TokenLayout
 
 VIEW = {"imported": "features made elsewhere: a clip's view is what they were made from"}
+CHUNK = 2**22  # bytes read at a time
 NAMED = 5  # refused clips that are printed
 
 
@@ -110,21 +113,24 @@ def import_column(
         per_shard = default_clips_per_shard(blank, len(clips))
         named = [replace(clip, source=clip.name) for clip in clips]  # no path of this machine
         places = {clip.key: clip.source for clip in clips}
-        write_records(
-            root, named, view=VIEW, clips_per_shard=per_shard, more=lambda clip: name_in(files, places[clip.key])
-        )
+
+        def more(clip: Any) -> dict[str, Any]:
+            return {"size": clip.size, **names_in(files, places[clip.key])}
+
+        write_records(root, named, view=VIEW, clips_per_shard=per_shard, more=more)
     else:
         places = match_records(root, files)
     base = fixed_root(files) if not files.endswith(".csv") else Path(files).parent
     names = {key: os.path.relpath(place, base) for key, place in places.items()}
-    sizes = [[key, names[key], os.path.getsize(places[key].partition(INSIDE)[0])] for key in sorted(places)]
-    made_by = {"function": "shards.importer", **origin, "files": os.path.relpath(files, base), "content": digest(sizes)}
-    store = FeatureStore(root, [])
+    made_by = {"function": "shards.importer", **origin, "files": os.path.relpath(files, base)}
+    made_by["content"] = digest_of_files(places, names)
+    check_origin(root, column, made_by)
+    store, last = FeatureStore(root, []), LastFile()
 
     def tokens(keys: Sequence[str]) -> Iterator[tuple[str, Tensor | str]]:
         def read(key: str) -> Tensor | str:
             try:
-                return read_tokens(places[key], layout)
+                return read_tokens(places[key], layout, last)
             except (ArrayError, OSError) as error:
                 return f"{names[key]} {error}"
 
@@ -144,10 +150,38 @@ def has_records(root: Path) -> bool:
     return all(is_finished(root, shard) for shard in range(Manifest.read(root).partition.shards))
 
 
-def name_in(files: str, place: str) -> dict[str, str]:
-    """What the field {name} was, for the record: a later template may have it elsewhere in the path."""
+def names_in(files: str, place: str) -> dict[str, str]:
+    """What the fields {name} and {stem} were, for the record: from the source alone they cannot be told."""
     fields = match_fields(files, place) or {}
-    return {"name": fields["name"]} if "name" in fields else {}
+    return {field: fields[field] for field in ("name", "stem") if field in fields}
+
+
+def digest_of_files(places: Mapping[str, str], names: Mapping[str, str]) -> str:
+    """Identifies what is imported: keys, names, and the bytes of the files, each of which is read once."""
+    paths = sorted({place.partition(INSIDE)[0] for place in places.values()})
+    sums = {}
+    for path in tqdm(paths, desc="digest of the files", unit="file", leave=False, delay=1):
+        summed = xxhash.xxh3_64()
+        with open(path, "rb") as file:
+            while chunk := file.read(CHUNK):
+                summed.update(chunk)
+        sums[path] = summed.hexdigest()
+    return digest([[key, names[key], sums[places[key].partition(INSIDE)[0]]] for key in sorted(places)])
+
+
+def check_origin(root: Path, column: str, origin: Mapping[str, str]) -> None:
+    """Raises ValueError where a column, finished or not, was imported from other files, with what differs."""
+    there = Manifest.read(root).columns.get(column)
+    old: Mapping[str, Any] = there.origin if there else origin
+    differ = [name for name in sorted({*old, *origin}) if old.get(name) != origin.get(name)]
+    if differ:
+        said = "; ".join(
+            f"{name}: there {str(old.get(name))[:80]}, here {origin.get(name, '')[:80]}" for name in differ
+        )
+        hint = "the files' bytes have changed: restore them, or " if "content" in differ else ""
+        raise ValueError(
+            f"{root}: column {column!r} was made otherwise ({said}); {hint}choose another --column or another STORE"
+        )
 
 
 def find_arrays(files: str, say: Callable[[str], None]) -> list[Clip]:

@@ -15,6 +15,7 @@ from shards.tensorfile import Spec
 from teachers.layout import TokenLayout
 
 MANIFEST = "manifest.json"
+MOST_SHARDS = 10**5  # that five digits name
 MAKE = "python -m shards.precompute recipe=NAME writes what is missing"
 
 
@@ -61,12 +62,19 @@ class Column:
 class Partition:
     """Which keys stand in which shard: clips in order, `clips_per_shard` at a time.
 
-    keys: digest over all of them, see column.keys_digest.
+    keys: digest over all of them, see column.keys_digest. Raises ValueError for more shards than five digits name.
     """
 
     clips: int
     clips_per_shard: int
     keys: str
+
+    def __post_init__(self) -> None:
+        if self.shards > MOST_SHARDS:
+            raise ValueError(
+                f"{self.clips} clips, {self.clips_per_shard} a shard, make {self.shards} shards; five digits name "
+                f"{MOST_SHARDS}: make a store with store.clips_per_shard={-(-self.clips // MOST_SHARDS)} or more"
+            )
 
     @property
     def shards(self) -> int:
@@ -77,10 +85,13 @@ class Partition:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Partition:
-        partition = cls(data["clips"], data["clips_per_shard"], str(data["keys"]))
-        if type(partition.clips) is not int or type(partition.clips_per_shard) is not int:
+        counts = data["clips"], data["clips_per_shard"]
+        if any(type(count) is not int for count in counts):
             raise ValueError(f"partition {data} must hold whole numbers")
-        if partition.clips < 1 or partition.clips_per_shard < 1 or partition.shards != data["shards"]:
+        if min(counts) < 1:
+            raise ValueError(f"partition {data} does not add up")
+        partition = cls(*counts, str(data["keys"]))
+        if partition.shards != data["shards"]:
             raise ValueError(f"partition {data} does not add up")
         return partition
 

@@ -43,7 +43,7 @@ def fixed_root(template: str) -> Path:
 
 def place_of(template: str, record: Mapping[str, Any]) -> str | None:
     """The place of a clip's array by its record, or None where the record lacks a field."""
-    stem = os.path.splitext(str(record["source"]))[0]
+    stem = record.get("stem", os.path.splitext(str(record["source"]))[0])
     values = {name: record.get(name) for name in ("key", "label", "group", "split", "source")}
     values |= {"stem": stem, "name": record.get("name", PurePosixPath(stem.rpartition(INSIDE)[2]).name)}
     values |= prefixed(record.get("factors", {}))
@@ -59,8 +59,9 @@ def find_places(template: str) -> list[Video]:
     Raises ValueError where there is none, or one whose fields make no sense.
     """
     check_template(template)
-    if "{key}" in template:
-        raise ValueError(f"--files {template}: a new store has no keys yet; use {{name}}")
+    for field in ("key", "source"):
+        if f"{{{field}}}" in template:
+            raise ValueError(f"--files {template}: a new store has no {field}s yet; use {{name}} or {{stem}}")
     file, _, entry = template.partition(INSIDE)
     root, videos, problems = fixed_root(template), [], []
     for path, outer in _matching_files(file):

@@ -13,7 +13,7 @@ from typing import Any
 
 ABSURD: list[Any] = [
     *(-1, 0, 1, 2**31, 2**62, 2**63, 10**400, 1e308, float("nan"), True, None, "", "x", "../../outside", "/etc/passwd"),
-    *("\x00", "a" * 100_000, [], [[[[]]]], {}, {"a": 1}, [1, 2, 3]),
+    *("\x00", "-1", "f" * 17, "a" * 100_000, [], [[[[]]]], {}, {"a": 1}, [1, 2, 3]),
 ]
 NAMES = ["../../outside", "/tmp/outside", "a/../../b", "000000-abc.safetensors", "..", "", "nul\x00byte"]
 
@@ -129,12 +129,46 @@ def vouch(path: Path, draw: random.Random) -> None:
     index.write_text(json.dumps(document))
 
 
+def lie(path: Path, draw: random.Random) -> None:
+    """A manifest that is sound by itself and says other than the store: labels, counts, digests, a partition."""
+    document = json.loads(path.read_text())
+    column = draw.choice(sorted(document["columns"]))
+    kind = draw.choice(("label", "refused", "coverage", "digest", "partition"))
+    if kind == "label":
+        document["labels"][draw.randrange(len(document["labels"]))] += "x"
+    elif kind == "refused":
+        document["refused"]["clips"] += draw.choice((1, 100))
+    elif kind == "coverage":
+        document["columns"][column]["coverage"][draw.choice(("clips", "refused", "uncovered"))] = 7
+    elif kind == "digest":
+        document["digests"][draw.choice(("split", "view"))] = f"{draw.randrange(2**60):064x}"
+    else:
+        clips = draw.choice((10**4, 10**5, 10**7))
+        document["partition"] |= {"clips": clips, "clips_per_shard": 1, "shards": clips}
+    path.write_text(json.dumps(document))
+
+
+def misplace(path: Path, draw: random.Random) -> None:
+    """An index whose offsets overlap, or lie far out in a tar that is long and takes no room."""
+    document = json.loads(path.read_text())
+    members = list(document["members"].values())
+    if draw.random() < 0.5:
+        document["bytes"] = 15 * 10**8
+        os.truncate(path.with_suffix(".tar"), document["bytes"])
+        members[-1]["offset"] = draw.choice((members[-1]["offset"], 14 * 10**8))
+    else:
+        one, other = draw.sample(members, 2)
+        one["offset"] = other["offset"]
+    path.write_text(json.dumps(document))
+
+
 ANY = [flip_bits, cut, shift, garble, bomb, replace_by_link, replace_by_pipe, exchange]
 BY_SUFFIX: dict[str, list[Callable[[Path, random.Random], None]]] = {
     ".json": [*ANY, edit_json, edit_json, edit_json, edit_json, nest],
     ".tar": [*ANY, rename_member, rename_member, absurd_length, vouch],
     ".safetensors": [*ANY, absurd_length],
 }
+UNREAD = ("lie", "misplace")  # what a reader may not notice, and an audit has to
 
 
 def mutate(root: Path, seed: int) -> tuple[str, str]:
@@ -142,6 +176,7 @@ def mutate(root: Path, seed: int) -> tuple[str, str]:
     draw = random.Random(seed)
     files = sorted(path for path in root.rglob("*") if path.is_file())
     path = draw.choice(files)
-    change = draw.choice(BY_SUFFIX[path.suffix])
+    special = {"manifest.json": [lie] * 4}.get(path.name, [misplace] if path.suffix == ".json" else [])
+    change = draw.choice([*BY_SUFFIX[path.suffix], *special])
     change(path, draw)
     return str(path.relative_to(root)), change.__name__

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import resource
 from pathlib import Path
 
 import pytest
@@ -100,9 +102,9 @@ DAMAGES = {
     "mean must be finite": lambda root: (root / "student/stats.safetensors").write_bytes(b""),
     "calibration.safetensors": set_nan,
     "stats.safetensors is missing": lambda root: (root / "videomae/stats.safetensors").unlink(),
-    "the shards' keys are not those of the manifest": other_keys,
+    "the digest of the shards' keys": other_keys,
     'student, clip "000005-abc": tokens are not finite': infinite_scale,
-    "column student has 10 clips, not 11": lambda root: (root / "manifest.json").write_text(
+    "columns.student.coverage.clips is 11, not 10": lambda root: (root / "manifest.json").write_text(
         (root / "manifest.json")
         .read_text()
         .replace('"clips": 10,\n        "refused"', '"clips": 11,\n        "refused"', 1)
@@ -117,6 +119,52 @@ def test_every_damage_is_said(store: FeatureStore, capsys: pytest.CaptureFixture
         said = "stats.safetensors is damaged"
     out = audited(store.path, capsys, status=1)
     assert said in out and "wrong: " in out
+
+
+def edit(path: Path, change) -> None:
+    document = json.loads(path.read_text())
+    change(document)
+    path.write_text(json.dumps(document))
+
+
+def test_an_index_does_not_lead_an_audit_astray(store: FeatureStore, capsys: pytest.CaptureFixture[str]) -> None:
+    """Offsets that overlap, or lie far out in a file that takes no room; a record that is no record by its size."""
+    index, tar = store.path / "student/00000.json", store.path / "student/00000.tar"
+    sound, data = index.read_text(), tar.read_bytes()
+    keys = list(json.loads(sound)["members"])
+
+    def move(place: int, offset: int, total: int = len(data)) -> str:
+        edit(index, lambda d: [d.update(bytes=total), d["members"][keys[place]].update(offset=offset)])
+        os.truncate(tar, total)
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        said = audited(store.path, capsys, status=1)
+        assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50 * 1024
+        index.write_text(sound)
+        tar.write_bytes(data)
+        return said
+
+    said = move(1, 512)
+    assert f'student/00000.json, clip "{keys[1]}": offset is 512, not ' in said and "1 problem(s)" in said
+    assert f'clip "{keys[-1]}": offset is 1400000000, not' in move(-1, 14 * 10**8, 15 * 10**8)
+    said = move(0, 512, 15 * 10**8)
+    assert f"student/00000.json: bytes is 1500000000, but its clips and the end fill {len(data)}" in said
+    records = store.path / "clips/00000"
+    edit(records.with_suffix(".json"), lambda d: d["members"][keys[0]].update(bytes=2**30, offset=512))
+    edit(records.with_suffix(".json"), lambda d: d.update(bytes=2**31))
+    os.truncate(records.with_suffix(".tar"), 2**31)
+    said = audited(store.path, capsys, status=1)
+    assert f'clips/00000.json, clip "{keys[0]}": its record has 1073741824 bytes; at most 1048576 are read' in said
+
+
+def test_an_audit_stops_at_a_thousand_problems(store: FeatureStore, capsys: pytest.CaptureFixture[str]) -> None:
+    path = store.path / "manifest.json"
+    edit(path, lambda d: d["partition"].update(clips=10**5, clips_per_shard=1, shards=10**5))
+    said = audited(store.path, capsys, status=1)
+    assert "1000 problem(s), where the search stopped" in said and "and 950 more" in said
+    edit(path, lambda d: d["partition"].update(clips=10**7, shards=10**7))
+    said = audited(store.path, capsys, status=1)
+    assert "10000000 clips, 1 a shard, make 10000000 shards; five digits name 100000" in said
+    assert "store.clips_per_shard=100 or more" in said
 
 
 def rough(layout: TokenLayout, tiny):

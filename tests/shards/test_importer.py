@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from safetensors.torch import save_file
 from shards import importer
 from shards.manifest import Manifest
 from shards.store import FeatureStore
+from shards.verify import problems_of
 
 h5py = pytest.importorskip("h5py")
 GRID = "grid: [2, 2, 1]\ndim: 6\nextent: [[0, 1], [0.0625, 0.9375], [0.0625, 0.9375]]\norigin: {licence: mine}\n"
@@ -154,11 +156,12 @@ def test_bad_files_refuse_their_clip_by_name(tmp_path: Path, run, monkeypatch: p
     run("mine/{label}/{group}_{name}")
     store = FeatureStore(tmp_path / "store")
     reasons = {key: reason for key, reason in store.refused.items()}
+    assert not list(problems_of(tmp_path / "store"))
     assert len(store) == 20 and len(reasons) == 7 and not (tmp_path / "executed").exists()
     text = "\n".join(reasons.values())
     for name, words in {
         "90.pt": "Unsupported|Weights only",
-        "91.npy": "allow_pickle=False",
+        "91.npy": "Python objects",
         "92.npy": "not finite",
         "93.npy": r"has shape \(4, 7\); the layout says \(4, 6\) or \(2, 2, 1, 6\)",
         "94.npy": "int64",
@@ -176,11 +179,11 @@ def test_killed_and_started_again(tmp_path: Path, run, monkeypatch: pytest.Monke
     (tmp_path / "store").rename(tmp_path / "first")
     real, left = importer.read_tokens, [12]
 
-    def dying(place: str, layout):
+    def dying(*asked):
         left[0] -= 1
         if left[0] < 0:
             raise KeyboardInterrupt
-        return real(place, layout)
+        return real(*asked)
 
     monkeypatch.setattr(importer, "read_tokens", dying)
     with pytest.raises(KeyboardInterrupt):
@@ -191,6 +194,87 @@ def test_killed_and_started_again(tmp_path: Path, run, monkeypatch: pytest.Monke
     assert contents(tmp_path / "store") == whole
 
 
+TEMPLATES = [
+    *("features/{label}/{group}/{name}.npy", "features/{label}/{stem}.npy", "features/{stem}.npy"),
+    *("features/{label}/{stem}/{name}.npy", "features/{factor.hue}/{split}/{name}.npy", "features/{split}/{stem}.npy"),
+    *("all.h5::clips/{name}", "all.h5::{factor.kind}/{stem}", "all.pt::{stem}"),
+    *("{group}.safetensors::{label}/{name}", "clips.csv"),
+]
+
+
+def lay_out(root: Path, template: str) -> None:
+    """Twelve clips where a template looks for them."""
+    entries: dict[str, dict[str, torch.Tensor]] = {}
+    for number in range(12):
+        split = ("train", "val", "test")[number // 2 % 3]
+        fields = {"label": "ab"[number % 2], "group": f"g{number // 2}", "split": split, "factor.hue": "red"}
+        fields |= {"factor.kind": "clips", "name": f"n.{number:02d}", "stem": f"s{number % 5}/t_{number:02d}"}
+        place = re.sub(r"{([a-z.]+)}", lambda match, fields=fields: fields[match[1]], template)
+        path, _, entry = place.partition("::")
+        if template.endswith(".csv"):
+            save(root / f"x/{number:02d}.npy", tokens(number))
+        elif entry:
+            entries.setdefault(path, {})[entry] = tokens(number)
+        else:
+            save(root / path, tokens(number))
+    for path, held in entries.items():
+        if path.endswith(".h5"):
+            with h5py.File(root / path, "w") as file:
+                for name, array in held.items():
+                    file[name] = array.numpy()
+        else:
+            torch.save(held, root / path) if path.endswith(".pt") else save_file(held, root / path)
+    if template.endswith(".csv"):
+        rows = [f"x/{number:02d}.npy,{'ab'[number % 2]}" for number in range(12)]
+        (root / template).write_text("\n".join(["path,label", *rows]))
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_killed_after_the_records(tmp_path: Path, run, monkeypatch: pytest.MonkeyPatch, template: str) -> None:
+    """The store knows the clips by then and no column: the same command goes on, and at the end finds all done."""
+    lay_out(tmp_path, template)
+    said = run(str(tmp_path / template), codec="fp16").splitlines()[-1]
+    whole = contents(tmp_path / "store")
+    assert (
+        run(str(tmp_path / template), codec="fp16").splitlines()[-1] == said and contents(tmp_path / "store") == whole
+    )
+    (tmp_path / "store").rename(tmp_path / "first")
+    with monkeypatch.context() as patch:
+        patch.setattr(importer, "add_column", Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            run(str(tmp_path / template), codec="fp16")
+    assert run(str(tmp_path / template), codec="fp16").splitlines()[-1] == said and said.endswith(" 12 clips")
+    assert contents(tmp_path / "store") == whole and not list(problems_of(tmp_path / "store"))
+
+
+def test_a_file_of_many_arrays_is_loaded_twice(tmp_path: Path, run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once for its entries, once for its tensors; a damaged one is named."""
+    lay_out(tmp_path, "all.pt::{stem}")
+    loads, real = [], torch.load
+    monkeypatch.setattr(torch, "load", lambda *a, **k: loads.append(a) or real(*a, **k))
+    run(f"{tmp_path}/all.pt::{{stem}}")
+    assert len(loads) == 2
+    assert len(FeatureStore(tmp_path / "store")) == 12
+    (tmp_path / "bad.safetensors").write_bytes(b"garbage" * 20)
+    said = run(f"{tmp_path}/bad.safetensors::{{name}}", column="other", status=1)
+    assert f"error: {tmp_path}/bad.safetensors cannot be read: " in said
+
+
+def test_other_features_of_the_same_size_are_noticed(tmp_path: Path, run, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(tmp_path / "mine", ".npy")
+    template = f"{tmp_path}/mine/{{label}}/{{group}}_{{name}}.npy"
+    run(template)
+    whole = contents(tmp_path / "store")
+    save(tmp_path / "mine/run/g3_06.npy", tokens(99))
+    said = run(template, status=1)
+    assert re.search(
+        r"column 'student' was made otherwise \(content: there \w{64}, here \w{64}\); the files' bytes", said
+    )
+    assert contents(tmp_path / "store") == whole and "choose another --column" in said
+    save(tmp_path / "mine/run/g3_06.npy", tokens(6))
+    run(template)
+
+
 @pytest.mark.parametrize(
     ("files", "layout", "message"),
     [
@@ -198,6 +282,7 @@ def test_killed_and_started_again(tmp_path: Path, run, monkeypatch: pytest.Monke
         ("mine/{colour}/{name}.npy", GRID, "no field 'colour'; there are label"),
         ("mine/{factor.label}.npy", GRID, "factor.label: no factor can have this name"),
         ("mine/{key}.npy", GRID, "a new store has no keys yet"),
+        ("mine/{label}/{source}", GRID, "a new store has no sources yet; use {name} or {stem}"),
         ("elsewhere/{name}.npy", GRID, "nothing is there of that name"),
         ("mine/{name}.npy", "dim: 6", "grid.yaml: a layout has the entries"),
         ("mine/{name}.npy", "- 3", "grid.yaml: holds"),
