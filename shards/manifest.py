@@ -44,6 +44,11 @@ class Column:
         return self.coverage.get("complete") is True
 
     @property
+    def reference(self) -> bool:
+        """Whether its function sees the clips otherwise than they are (shards.references): nothing to learn from."""
+        return "sees" in self.origin
+
+    @property
     def spec(self) -> Spec:
         """The encoded tensors of every clip."""
         return encoded_spec(self.codec, self.layout.shape)

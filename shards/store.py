@@ -37,9 +37,9 @@ class FeatureStore:
 
     path: a folder, or a URL that fsspec knows: shards are then fetched when they are first read, into a folder on this
     machine. A shards.remote.Mirror says which folder, how large it grows, and with which credentials.
-    columns: names to open; None opens every complete one. Clips that any of them lacks by declaration are left out
-    and stand in `refused` or `uncovered`. special: column -> names of the tokens beside the grid to read; a column that
-    is not named there gives all it has, a pooled one its pooled token in any case.
+    columns: names to open; None opens every complete one but references. Clips that any of them lacks by declaration
+    are left out and stand in `refused` or `uncovered`. special: column -> names of the tokens beside the grid to read;
+    a column that is not named there gives all it has, a pooled one its pooled token in any case.
 
     keys: of the clips, in order. clips: their records (key, label, source, group, split, and the view's span and crop).
     columns: name -> Column (layout, codec, origin). labels: names, in the order of the label index. label_indices: of
@@ -192,7 +192,7 @@ class FeatureStore:
         there = self.manifest.columns
         complete = ", ".join(name for name, column in there.items() if column.complete) or "none"
         if names is None:
-            names = [name for name, column in there.items() if column.complete]
+            names = [name for name, column in there.items() if column.complete and not column.reference]
         for name in names:
             if name not in there or not there[name].complete:
                 state = "incomplete" if name in there else "not there"

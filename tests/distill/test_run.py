@@ -20,7 +20,7 @@ import torch
 import yaml
 
 from converters import load_converter
-from distill import evaluate, fit, run, scoreboard
+from distill import evaluate, fit, pairs, run, scoreboard
 from distill.runfolder import read_metrics
 from shards import FeatureStore
 
@@ -243,7 +243,7 @@ def test_every_split_has_its_use(tiny: list[str], monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(fit, "scan", spy("fit", fit.scan))
     monkeypatch.setattr(evaluate, "scan", spy("score", evaluate.scan))
-    monkeypatch.setattr(run, "BatchReader", spy("train", run.BatchReader))
+    monkeypatch.setattr(pairs, "BatchReader", spy("train", pairs.BatchReader))
     assert run.main([*tiny, "train.steps=6"]) == 0
     stages = [(stage, *splits) for stage, splits in read]
     assert set(stages[:3]) == {("fit", "train")} and stages[3] == ("train", "train")
