@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from conftest import Clip
 from torch import Tensor, nn
+from waves import Clip
 
 from shards import FeatureStore
 from shards.extraction import extract

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import CLIPS
+from waves import CLIPS
 
 from converters import Converter, create_converter
 from distill import run

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import TINY
 from safetensors.numpy import load_file
 from test_dashboard_page import browser, drawn, page, until  # noqa: F401
+from waves import TINY
 
 from distill import run
 from distill.cost import stored_bytes

@@ -10,7 +10,7 @@ import head
 import pytest
 import torch
 import twins
-from conftest import TINY
+from waves import TINY
 
 from distill import run
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import STUDENT, TEACHER, Clip, Wave
+from waves import STUDENT, TEACHER, Clip, Wave
 
 from distill.evaluate import frozen_statistics
 from distill.metrics import Alignment

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Clip
 from torch import Tensor, nn
+from waves import Clip
 
 from converters import Converter, create_converter
 from distill import run, survival, tokens
