@@ -64,6 +64,6 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> FeatureStore:
 @pytest.fixture(scope="session")
 def planted(tmp_path_factory: pytest.TempPathFactory) -> FeatureStore:
     """The store of the module of that name."""
-    from planted import plant
+    from planted_factors import plant
 
     return plant(tmp_path_factory.mktemp("planted") / "store")

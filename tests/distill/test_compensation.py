@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from planted import FACTORS, GRID, STUDENT, TARGETS, Ideal, sides
+from planted_factors import FACTORS, GRID, STUDENT, TARGETS, Ideal, sides
 from torch import Tensor
 
 from converters import Converter, create_converter

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from planted import GRID, Ideal
+from planted_factors import GRID, Ideal
 
 from distill import pooled
 from distill.compensation import Asked, compensate
