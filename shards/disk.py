@@ -11,6 +11,7 @@ import fcntl
 import logging
 import os
 import stat
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from itertools import compress
@@ -20,6 +21,7 @@ from typing import TypeAlias
 from uuid import uuid4
 
 TEMPORARY = ".tmp"
+PATIENCE = 60.0  # seconds that a command waits for another one that writes
 JSON_LIMIT = 256 * 2**20  # bytes; the sidecar of a shard of 100,000 clips has about 30 MB
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
@@ -64,8 +66,9 @@ def write_atomically(path: Path, pieces: Iterable[Buffer]) -> None:
 class Writing:
     """Holds a store against other commands that write it, as a context; the lock of a dead process is free.
 
-    shared: beside others that are shared, too. Raises StoreError where the store is held otherwise; a file system
-    without locks is said, and gone on with.
+    shared: beside others that are shared, too. Raises StoreError where the store is held otherwise, and stays so for a
+    minute: ranks whose launcher was killed take some seconds to end. A file system without locks is said, and gone on
+    with.
     """
 
     def __init__(self, root: Path, *, shared: bool = False) -> None:
@@ -73,11 +76,12 @@ class Writing:
 
     def __enter__(self) -> Writing:
         self._folder = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            self._lock((fcntl.LOCK_SH if self.shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(self._folder)
-            raise StoreError(f"{self.root} is being written by another command; start again when it is done") from None
+        end = time.monotonic() + PATIENCE
+        while not self._lock((fcntl.LOCK_SH if self.shared else fcntl.LOCK_EX) | fcntl.LOCK_NB):
+            if time.monotonic() >= end:
+                os.close(self._folder)
+                raise StoreError(f"{self.root} is being written by another command; start again when it is done")
+            time.sleep(0.1)
         return self
 
     def alone(self) -> None:
@@ -87,13 +91,14 @@ class Writing:
     def __exit__(self, *error: object) -> None:
         os.close(self._folder)
 
-    def _lock(self, how: int) -> None:
+    def _lock(self, how: int) -> bool:
         try:
             fcntl.flock(self._folder, how)
         except BlockingIOError:
-            raise
+            return False
         except OSError as error:
             log.warning("%s cannot be locked (%s): let no other command write it meanwhile", self.root, error.strerror)
+        return True
 
 
 def remove_temporaries(root: Path, *, mine: Callable[[int], bool] | None = None, others: bool = True) -> int:

@@ -28,7 +28,7 @@ from shards.column import CLIPS
 from shards.disk import remove_temporaries
 from shards.group import Clip, Computer, Group, Render, Rendered, Source, Views
 from shards.manifest import Manifest
-from shards.plan import Plan, Work, check_refused, make_plan, required_bytes
+from shards.plan import Plan, Work, check_place, check_refused, make_plan, required_bytes
 from shards.prefetch import Behind, prefetch
 from shards.statistics import are_current, compute_statistics, save_statistics
 from shards.store import FeatureStore
@@ -77,15 +77,17 @@ def extract(
     """
     root, team, share = Path(path), ranks or Alone(), share or Share()
     how = {"view": view, "codec": codec, "clips_per_shard": clips_per_shard, "covers": covers, "extend": extend}
-    plan = make_plan(root, clips=clips, columns=columns, **how)
-    if plan.work:
-        check_disk(plan, free_bytes or (lambda folder: shutil.disk_usage(folder).free), say=say, quiet=team.rank > 0)
-    team.barrier()
-    sources = {name: source for name, source in columns.items() if name in plan.missing}
-    computer = Computer(plan.clips, sources, render, refusal, torch.device(device), plan.covers)
-    job = _Pass(plan, computer, batch=batch, threads=threads)
+    check_place(root)
     with ExitStack() as held:
         writing = hold(root, team, held, shared=share.count > 1)
+        plan = make_plan(root, clips=clips, columns=columns, **how)
+        if plan.work:
+            free = free_bytes or (lambda folder: shutil.disk_usage(folder).free)
+            check_disk(plan, free, say=say, quiet=team.rank > 0)
+        sources = {name: source for name, source in columns.items() if name in plan.missing}
+        computer = Computer(plan.clips, sources, render, refusal, torch.device(device), plan.covers)
+        job = _Pass(plan, computer, batch=batch, threads=threads)
+        team.barrier()
         if writing:
             remove_temporaries(root, mine=share.has, others=share.number == 0)
             if share.number:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -96,7 +96,9 @@ def hold(root: Path, team: Team, held: ExitStack, *, shared: bool) -> Writing | 
     """Rank 0 holds the store while this pass writes it. Where it cannot, all ranks raise the StoreError."""
     problem, writing = "", None
     if team.rank == 0:
-        root.mkdir(parents=True, exist_ok=True)
+        if not root.exists():
+            root.mkdir(parents=True)
+            held.callback(remove_empty, root)  # after a pass that was refused
         try:
             writing = held.enter_context(Writing(root, shared=shared))
         except StoreError as error:
@@ -104,3 +106,8 @@ def hold(root: Path, team: Team, held: ExitStack, *, shared: bool) -> Writing | 
     if problem := team.text(problem):
         raise StoreError(problem)
     return writing
+
+
+def remove_empty(folder: Path) -> None:
+    with suppress(OSError):
+        folder.rmdir()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from test_crashes import contents
 from test_extraction import in_ranks
 
-from shards import team
+from shards import disk, team
 from shards.disk import StoreError, Writing
 from shards.plan import Plan
 from shards.store import FeatureStore
@@ -56,7 +57,8 @@ def test_rank_0_says_whether_shards_are_left(tmp_path: Path, tiny, monkeypatch: 
     assert not in_ranks(2, lambda ranks: tiny.extract(tmp_path, ranks=ranks))
 
 
-def test_two_commands_do_not_write_one_store(tmp_path: Path, tiny) -> None:
+def test_two_commands_do_not_write_one_store(tmp_path: Path, tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(disk, "PATIENCE", 0.0)
     with Writing(tmp_path):
         errors = in_ranks(2, lambda ranks: tiny.extract(tmp_path, ranks=ranks))
         assert len(errors) == 2 and isinstance(errors[0], StoreError)
@@ -72,6 +74,16 @@ def test_two_commands_do_not_write_one_store(tmp_path: Path, tiny) -> None:
     tiny.extract(tmp_path)
     with Writing(tmp_path):
         assert len(FeatureStore(tmp_path)) == 10  # reading asks nobody
+
+
+def test_a_command_waits_for_one_that_is_about_to_end(tmp_path: Path, tiny) -> None:
+    other = Writing(tmp_path)
+    other.__enter__()
+    ends = threading.Timer(0.5, other.__exit__)
+    ends.start()
+    tiny.extract(tmp_path)
+    ends.join()
+    assert len(FeatureStore(tmp_path)) == 10
 
 
 def test_a_file_system_without_locks_is_said(tmp_path: Path, tiny, monkeypatch, caplog) -> None:
