@@ -97,7 +97,7 @@ def hold(root: Path, team: Team, held: ExitStack, *, shared: bool) -> Writing | 
     problem, writing = "", None
     if team.rank == 0:
         if not root.exists():
-            root.mkdir(parents=True)
+            root.mkdir(parents=True, exist_ok=True)
             held.callback(remove_empty, root)  # after a pass that was refused
         try:
             writing = held.enter_context(Writing(root, shared=shared))
