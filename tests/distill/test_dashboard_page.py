@@ -217,9 +217,12 @@ def test_a_large_grid_is_drawn_at_once_when_the_window_changes(page: Any, addres
     page.goto(f"{address}#/where?teacher=timesformer")
     drawn(page, "r2c by place")
     last_place = """async (chart) => {
+        const layers = () => [...chart.querySelectorAll("canvas")], frame = () => new Promise(requestAnimationFrame);
+        const before = layers()[0].width;
         chart.style.width = "99%";
-        for (let frame = 0; frame < 3; frame++) await new Promise(requestAnimationFrame);
-        return Math.max(...[...chart.querySelectorAll("canvas")].map((canvas) => {
+        for (let waited = 0; waited < 300 && layers()[0].width === before; waited++) await frame();
+        for (let painted = 0; painted < 5; painted++) await frame();
+        return Math.max(...layers().map((canvas) => {
             const at = [0.85, 0.8].map((share, side) => Math.floor(share * [canvas.width, canvas.height][side]));
             return canvas.getContext("2d").getImageData(...at, 1, 1).data[3];
         }));
