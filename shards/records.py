@@ -30,35 +30,24 @@ def write_records(
     check_place(root)
     root.mkdir(parents=True, exist_ok=True)
     with Writing(root):
-        _write(root, clips, view=view, clips_per_shard=clips_per_shard, more=more)
-
-
-def _write(
-    root: Path,
-    clips: Sequence[Clip],
-    *,
-    view: Mapping[str, Any],
-    clips_per_shard: int,
-    more: Callable[[Clip], dict[str, Any]],
-) -> None:
-    remove_temporaries(root)
-    if (root / MANIFEST).exists():
-        manifest = Manifest.read(root)
-        check_clips(root, manifest, clips=clips, view=view, clips_per_shard=None)
-    else:
-        partition = Partition(len(clips), clips_per_shard, keys_digest(clip.key for clip in clips))
-        labels = sorted({clip.label for clip in clips if clip.label is not None})
-        digests = describe_clips(clips) | {"view": digest(dict(view))}
-        manifest = Manifest(dict(view), digests, labels, partition, {})
-        manifest.write(root)
-    for shard in range(manifest.partition.shards):
-        start = shard * manifest.partition.clips_per_shard
-        own = clips[start : start + manifest.partition.clips_per_shard]
-        if not is_finished(root, shard):
-            with ShardWriter(root, column=CLIPS, shard=shard, spec={}) as writer:
-                for clip in own:
-                    writer.add_record(clip.key, record_of(clip) | more(clip))
-                writer.finish()
+        remove_temporaries(root)
+        if (root / MANIFEST).exists():
+            manifest = Manifest.read(root)
+            check_clips(root, manifest, clips=clips, view=view, clips_per_shard=None)
+        else:
+            partition = Partition(len(clips), clips_per_shard, keys_digest(clip.key for clip in clips))
+            labels = sorted({clip.label for clip in clips if clip.label is not None})
+            digests = describe_clips(clips) | {"view": digest(dict(view))}
+            manifest = Manifest(dict(view), digests, labels, partition, {})
+            manifest.write(root)
+        for shard in range(manifest.partition.shards):
+            start = shard * manifest.partition.clips_per_shard
+            own = clips[start : start + manifest.partition.clips_per_shard]
+            if not is_finished(root, shard):
+                with ShardWriter(root, column=CLIPS, shard=shard, spec={}) as writer:
+                    for clip in own:
+                        writer.add_record(clip.key, record_of(clip) | more(clip))
+                    writer.finish()
 
 
 def is_finished(root: Path, shard: int) -> bool:

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from test_contest import OPTIONS as FAMILIES_RUN
 from test_contest import untimed
-from test_run import finish, losses, start_ranks
+from test_run_processes import finish, losses, start_ranks
 
 from converters import load_converter
 from distill import run

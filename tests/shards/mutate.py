@@ -15,7 +15,7 @@ ABSURD: list[Any] = [
     *(-1, 0, 1, 2**31, 2**62, 2**63, 10**400, 1e308, float("nan"), True, None, "", "x", "../../outside", "/etc/passwd"),
     *("\x00", "-1", "f" * 17, "a" * 100_000, [], [[[[]]]], {}, {"a": 1}, [1, 2, 3]),
 ]
-NAMES = ["../../outside", "/tmp/outside", "a/../../b", "000000-abc.safetensors", "..", "", "nul\x00byte"]
+NAMES = ["../../outside", "/outside", "a/../../b", "000000-abc.safetensors", "..", "", "nul\x00byte"]
 
 
 def flip_bits(path: Path, draw: random.Random) -> None:
