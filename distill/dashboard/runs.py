@@ -162,6 +162,8 @@ def shortened(summary: Summary) -> dict[str, Any]:
         "floors": floors,
         "references": references,
         **{name: section(summary, name) for name in ("intervals", "marks", "gain", "lead", "cost", "clips", "chosen")},
+        "equivalent_pixels": section(summary, "equivalent_pixels"),
+        "regret": section(section(summary, "oracle"), "regret"),
         "digests": section(summary, "digests"),
         "weights": summary.get("weights"),
         "deficiency": {name: deficiency.get(name) for name in ("kind", "strength", "amounts", "twin")},

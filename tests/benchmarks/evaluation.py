@@ -1,10 +1,10 @@
 """What evaluation costs beside training: metrics and forward passes on test clips, as shares of a training epoch.
 
-    python tests/benchmarks/evaluation.py --threads 1 [--target timesformer] [--family perceiver] [--rounds 3]
+    python tests/benchmarks/evaluation.py --threads 1 [--target timesformer] [--family perceiver] [--queries 512] [--rounds 3]
 
 Full geometry, random weights and tokens; every part once in each round, in turn, medians. 15 test clips stand for 70 of
-train, as the split has them. A training step decodes `queries` tokens of 4 clips, as the recipes do; evaluation decodes
-all.
+train, as the split has them. A training step decodes `queries` tokens of 4 clips, as the recipes do (0: all of them);
+evaluation decodes all.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def main() -> None:
     ours, theirs = torch.randn(2, CLIPS, *layout.shape, generator=draw)
     statistics = Statistics(torch.randn(layout.shape), torch.rand(layout.dim) + 0.5, torch.randn(layout.dim))
     clips, reference = torch.arange(CLIPS), Reference.of(theirs, statistics)
-    asked = {given.target: stratified(layout, given.queries, draw)} if layout.grid else None
+    asked = {given.target: stratified(layout, given.queries, draw)} if layout.grid and given.queries else None
 
     def update() -> None:
         Alignment(statistics, num_clips=1000).update(clips, ours, reference)

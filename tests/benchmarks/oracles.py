@@ -57,6 +57,8 @@ ORACLES: dict[str, Task] = {
     "routed-0.4": Task(lambda: RoutedOracle(reach=(0.4, 0.4, 0.4)), 2400),
     "retrieval": Task(lambda: RetrievalOracle(), 800),
     "medium-field": Task(lambda: FieldOracle(**MEDIUM, noise=0.5), 800, clips=1000),
+    "medium-nonlinear": Task(lambda: NonlinearOracle(**MEDIUM, noise=0.5), 800, clips=1000),
+    "medium-routed": Task(lambda: RoutedOracle(**MEDIUM, noise=0.5), 800, clips=1000),
     "medium-retrieval": Task(lambda: RetrievalOracle(**MEDIUM, noise=0.5), 800, clips=1000),
 }
 

@@ -135,6 +135,17 @@ def test_the_overview_answers_at_one_look(page: Any, address: str) -> None:
     assert "30 of 30" in page.locator("tr", has_text="going").inner_text()
 
 
+def test_the_overview_puts_an_error_on_a_scale(page: Any, address: str, runs: Path) -> None:
+    shown = {"videomae": {"value": 1.3, "beyond": None}, "vivit": {"value": None, "beyond": 4.0}}
+    told = {"regret": {"videomae": {"value": 1.07, "low": 1.06, "high": 1.08}}}
+    write_run(runs / "best", r2c=0.9, equivalent_pixels=shown, oracle=told)
+    page.goto(address)
+    until(lambda: "as a shift of 1.30 px" in page.locator("main").inner_text())
+    text = page.locator("main").inner_text()
+    assert "worse than a shift of 4 px" in text and "regret 1.07 [1.060, 1.080]" in text
+    assert text.count("px") == 2 and text.count("regret") == 1
+
+
 def test_a_run_is_chosen_and_its_link_opens_elsewhere(page: Any, browser: Any, address: str) -> None:
     page.goto(f"{address}#/curves?teacher=videomae")
     before = drawn(page, "val / videomae / r2c")

@@ -4,7 +4,7 @@ import { axis, card, tip, whiskers } from "./card.js";
 import { get } from "./data.js";
 import { floorLines, lineGroups, nearAndFar, reach } from "./floors.js";
 import { amount, between, h, number, replace, select, short, signed, table } from "./dom.js";
-import { COSTS, METRICS, better, chosen, costOf, dig, doubts, floorsOf, gained, leadOver, measured, standings, variants } from "./runs.js";
+import { COSTS, METRICS, better, chosen, costOf, dig, doubts, equivalentPixels, floorsOf, gained, leadOver, measured, regret, standings, variants } from "./runs.js";
 import { change, linkTo } from "./state.js";
 import { colour, dash, shape } from "./theme.js";
 
@@ -66,7 +66,7 @@ function showAnswer(root, model, at, all) {
     return [
       h("th", { scope: "row" }, h("a", { href: linkTo({ page: "overview", set: at.set, teacher: target, metric: at.metric, cost: at.cost }) }, target)),
       h("td", { class: "name" }, h("a", { href: linkTo({ page: "curves", set: at.set, teacher: target, runs: best.first.id }) }, best.family), count(best)),
-      h("td", { class: "number" }, h("strong", {}, number(found.value)), ` ${between(found.low, found.high)}`),
+      h("td", { class: "number" }, h("strong", {}, number(found.value)), ` ${between(found.low, found.high)}`, scales(best, target)),
       h("td", { class: "number" }, `${signed(gain.value)} ${between(gain.low, gain.high)}`),
       h("td", { class: "number" }, next ? `${signed(lead.value)} on ${next.family} ${lead.paired ? between(lead.low, lead.high) : "(not paired)"}` : "–"),
       h("td", { class: "number" }, costText(best)),
@@ -76,7 +76,18 @@ function showAnswer(root, model, at, all) {
   replace(root, h("h2", {}, "The best converter of each teacher"),
     table(["teacher", "converter", "r2c on test, 95%", "above ridge, paired", "ahead of the next", "parameters, MACs, time a clip", "can I believe it"], rows),
     h("p", { class: "note" }, "Chosen by r2c on val, measured on test. r2c: 0 is copying the average clip, 1 is the teacher itself. ",
-      "Over several seeds: their mean, and an interval that spans those of all."));
+      "Over several seeds: their mean, and an interval that spans those of all. ",
+      "As a shift: the teacher errs as much on its own view moved by so many pixels. Regret, on an oracle: 1 is the optimum."));
+}
+
+// What the number is worth, on the teacher's own scale and on an oracle's.
+function scales(variant, target) {
+  const pixels = equivalentPixels(variant, target), over = regret(variant, target);
+  const line = (text) => h("div", { class: "faint" }, text);
+  return [
+    pixels.beyond != null ? line(`worse than a shift of ${pixels.beyond} px`) : pixels.value != null ? line(`as a shift of ${pixels.value.toFixed(2)} px`) : null,
+    over.value != null ? line(`regret ${over.value.toFixed(2)} ${between(over.low, over.high)}`) : null,
+  ];
 }
 
 const count = (variant) => (variant.seeds.length > 1 ? h("span", { class: "faint" }, ` ${variant.seeds.length} seeds`) : null);

@@ -57,6 +57,19 @@ export function gained(variant, target) {
   return { value: mean(each.map((one) => one.value)), ...span(each.map((one) => [one.low, one.high])) };
 }
 
+// Of how many pixels a shift of the teacher's view makes the same error; null where nothing was shifted.
+export function equivalentPixels(variant, target) {
+  const each = variant.seeds.map((run) => dig(run, "equivalent_pixels", target) ?? {});
+  const beyond = each.map((one) => one.beyond).filter((one) => one != null);
+  return beyond.length ? { beyond: Math.max(...beyond) } : { value: mean(each.map((one) => one.value)) };
+}
+
+// (1 - R2) / (1 - R2 of Bayes), on an oracle.
+export function regret(variant, target) {
+  const each = variant.seeds.map((run) => dig(run, "regret", target) ?? {});
+  return { value: mean(each.map((one) => one.value)), ...span(each.map((one) => [one.low, one.high])) };
+}
+
 function span(pairs) {
   const whole = pairs.length && pairs.every(([low, high]) => low != null && high != null);
   return whole ? { low: Math.min(...pairs.map(([low]) => low)), high: Math.max(...pairs.map(([, high]) => high)) } : {};
