@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from converters.converter import Converter
-from distill.metrics import METRICS, MINIMUM_CLIPS, Alignment, Reference, Statistics, group_weights, interval
+from distill.metrics import MINIMUM_CLIPS, Alignment, Reference, Statistics, group_weights, interval
 from distill.similarity import PROCRUSTES_CLIPS, reading_order
 from shards.ranks import Ranks
 from shards.reader import scan
@@ -120,38 +120,52 @@ def at(statistics: Statistics, positions: Tensor | None) -> Statistics:
 
 
 def summarise(
-    scores: Scores, *, converter: str, groups: list[str], resamples: int, rivals: Scores | None = None
+    scores: Scores,
+    *,
+    converter: str,
+    groups: list[str],
+    resamples: int,
+    rivals: Scores | None = None,
+    references: Scores | None = None,
 ) -> dict[str, Any]:
-    """The numbers of summary.json: targets, intervals, marks, floors, references, gain and lead.
+    """The numbers of summary.json: targets, intervals, marks, floors, references, and the converter's r2c minus that of
+    others, paired: `above` what stands beside it, `gain` over ridge alone, `lead` over rivals.
 
     converter: which candidate is the headline; the others are floors, or references that train. groups: of the scored
-    clips, in their order.
-    rivals: other converters, to which `lead` is the paired difference, as `gain` is to ridge.
+    clips, in their order. rivals: other converters. references: further ones; only those of all the clips are paired.
     """
     weights = group_weights(groups, resamples=resamples)
     targets = {name: finite(alignment.compute()) for name, alignment in scores[converter].items()}
     widths = {name: len(alignment.statistics.scale) for name, alignment in scores[converter].items()}
     marks = {name: few_clips(len(groups), len(set(groups)), width=width) for name, width in widths.items()}
-    beside = {
-        name: {target: finite(alignment.compute()) for target, alignment in by_target.items()}
-        for name, by_target in scores.items()
-        if name != converter
-    }
-    summary: dict[str, Any] = {
+    beside = {name: found for name, found in ((references or {}) | scores).items() if name != converter}
+    told = {name: {target: finite(at.compute()) for target, at in found.items()} for name, found in beside.items()}
+    apart = {*REFERENCES, *(references or {})}
+    above = differences(scores[converter], beside, weights)
+    return {
         "targets": targets,
         "intervals": {name: intervals(alignment, weights) for name, alignment in scores[converter].items()},
         "marks": {name: found for name, found in marks.items() if found},
-        "floors": {name: found for name, found in beside.items() if name not in REFERENCES},
-        "references": {name: found for name, found in beside.items() if name in REFERENCES},
-        "gain": {},
-        "lead": {},
+        "floors": {name: found for name, found in told.items() if name not in apart},
+        "references": {name: found for name, found in told.items() if name in apart},
+        "above": above,
+        "gain": above.get("ridge", {}),
+        "lead": differences(scores[converter], rivals or {}, weights),
     }
-    for name, ours in scores[converter].items():
-        if "ridge" in scores:
-            summary["gain"][name] = paired_gain(ours, scores["ridge"][name], weights)
-        for rival, theirs in (rivals or {}).items():
-            summary["lead"].setdefault(rival, {})[name] = paired_gain(ours, theirs[name], weights)
-    return summary
+
+
+def differences(
+    ours: Mapping[str, Alignment], others: Scores, weights: Tensor
+) -> dict[str, dict[str, dict[str, float | None]]]:
+    """other -> target -> the paired gain over it, where it was scored on the same clips."""
+    return {
+        name: {
+            target: paired_gain(ours[target], at, weights)
+            for target, at in found.items()
+            if target in ours and len(at.clips) == weights.shape[1]
+        }
+        for name, found in others.items()
+    }
 
 
 def intervals(alignment: Alignment, weights: Tensor) -> dict[str, list[float | None]]:
@@ -171,9 +185,9 @@ def paired_gain(ours: Alignment, other: Alignment, weights: Tensor) -> dict[str,
 def few_clips(clips: int, groups: int, *, width: int) -> dict[str, str]:
     """A mark for every metric that has fewer clips than it needs. width: of the target."""
     marks, needed = {}, MINIMUM_CLIPS | {"procrustes": PROCRUSTES_CLIPS * width}
-    for name in METRICS:
-        if clips < needed[name]:
-            marks[name] = f"{clips} test clips, {needed[name]} needed"
+    for name, least in needed.items():
+        if clips < least:
+            marks[name] = f"{clips} test clips, {least} needed"
         elif groups < 5:
             marks[name] = f"{groups} test groups, too few for an interval"
     return marks

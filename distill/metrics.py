@@ -33,7 +33,7 @@ ERROR, CENTRED, GLOBAL, COS_STD, COSINE, SMOOTH_L1, SEEN = range(7)
 SIMILARITIES = ("cka", "knn", "procrustes")
 METRICS = ("r2c", "r2", "cos_std", "cosine", "nmse", "smooth_l1", *SIMILARITIES)
 # Fewer clips than this, and a number is marked: its interval or its estimator cannot be trusted.
-MINIMUM_CLIPS = {name: 8 for name in METRICS} | {"knn": 100}
+MINIMUM_CLIPS = {name: 8 for name in (*METRICS, "rank_recovery")} | {"knn": 100, "probe_agreement": 100}
 CACHED = 2**17  # elements of a piece on the CPU: what passes over it stays in the cache (30 ms for 450 at 3136 x 768)
 
 

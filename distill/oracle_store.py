@@ -111,6 +111,14 @@ def _clip(place: int, split: str, number: int) -> Clip:
     return Clip(key, "oracle", None, name, split, None, None, (number, 1), name, 0)
 
 
+def with_optimum(summary: Mapping[str, Any], oracle: Oracle, *, dials: Dials | None) -> dict[str, Any]:
+    """A summary with its optimum: the section `oracle` (see `reached`), and `bayes` among the references: the R2 of
+    the best answers in expectation, as r2 and as r2c, for the mean of an oracle's teacher is 0 at every position."""
+    told = reached(summary, oracle, dials=dials)
+    bayes = {target: dict.fromkeys(("r2c", "r2"), told["bayes_r2_of_any_rank"]) for target in summary["targets"]}
+    return {**summary, "oracle": told, "references": summary["references"] | {"bayes": bayes}}
+
+
 def reached(summary: Mapping[str, Any], oracle: Oracle, *, dials: Dials | None) -> dict[str, Any]:
     """`oracle` of a summary: bayes_r2, and the regret (1 - R2) / (1 - R2 of Bayes) of the converter, with its interval,
     and of every floor, by target; 1 is the optimum.

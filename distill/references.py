@@ -17,7 +17,7 @@ from typing import Any
 
 from torch import Tensor
 
-from distill.evaluate import Candidate, Scores, finite, score
+from distill.evaluate import Candidate, Scores, score
 from distill.metrics import Alignment
 from shards.ranks import Ranks
 from shards.references import SHIFT, References
@@ -45,10 +45,8 @@ class Told:
         return {self.target: tokens}
 
 
-def score_references(
-    store: FeatureStore, references: References, *, ranks: Ranks, cka_positions: int
-) -> dict[str, dict[str, dict[str, float | None]]]:
-    """reference -> target -> metrics, on the test clips of `store` that have the references; nothing without them."""
+def score_references(store: FeatureStore, references: References, *, ranks: Ranks, cka_positions: int) -> Scores:
+    """How well references tell each target, on the test clips of `store` that have them; nothing without any."""
     if references.store is None:
         return {}
     beside, test = references.store, {store.keys[index] for index in store.indices("test")}
@@ -59,8 +57,7 @@ def score_references(
         name: [Candidate(Told(target, beside.layout(target)), column) for target, column in found.items()]  # type: ignore[arg-type]
         for name, found in references.columns.items()
     }
-    scores: Scores = score(beside, indices, candidates, ranks=ranks, cka_positions=cka_positions, task="references")
-    return {name: {target: finite(at.compute()) for target, at in found.items()} for name, found in scores.items()}
+    return score(beside, indices, candidates, ranks=ranks, cka_positions=cka_positions, task="references")
 
 
 def equivalent_pixels(

@@ -11,7 +11,7 @@ from distill.curve import curve_lines
 from distill.floors import MAIN, TWIN
 from distill.head_table import head_lines
 from distill.runfolder import RunFolder
-from distill.table import COST, cost_cells, difference, format_table, number, shortened, spread
+from distill.table import COST, cost_cells, difference, format_table, number, pixels_text, shortened, spread
 from shards.column import STUDENT
 from shards.store import FeatureStore
 
@@ -53,6 +53,7 @@ def comparison(summaries: Mapping[str, Summary]) -> list[str]:
             lines.append(f"gain over ridge, paired: {difference(gain)}")
         there = {metric for metric, value in first["targets"][target].items() if value is not None}
         marks = first["marks"].get(target, {})
+        lines += floor_lines(summaries, target)
         lines += regret_lines(summaries, target) + pixel_lines(summaries, target)
         lines += mark_lines({metric: reason for metric, reason in marks.items() if metric in there})
     return lines + curve_lines(summaries) + survival_lines(summaries) + head_lines(summaries)
@@ -96,6 +97,22 @@ def standings(summaries: Mapping[str, Summary], target: str) -> list[str]:
     unsure = [rival for rival in leads if rival not in better]
     verdicts = {"is better than": better, "is not told apart from": unsure}
     return [table, *(f"{best} {verdict} {', '.join(rivals)}" for verdict, rivals in verdicts.items() if rivals)]
+
+
+def floor_lines(summaries: Mapping[str, Summary], target: str) -> list[str]:
+    """For every contestant which floors it is not shown to be above, on the same test clips."""
+    lines = []
+    for name, summary in summaries.items():
+        who = summary["family"] if len(summaries) == 1 else name
+        floors = {floor: found for floor, found in summary.get("above", {}).items() if floor in summary["floors"]}
+        over = {floor: found[target] for floor, found in floors.items() if target in found and floor != TWIN}
+        trusted = "r2c" not in summary["marks"].get(target, {})
+        unsure = [f"{floor} ({difference(at)})" for floor, at in over.items() if not (trusted and (at["low"] or 0) > 0)]
+        if unsure:
+            lines.append(f"{who} is not shown to be above {', '.join(unsure)}")
+        elif over:
+            lines.append(f"{who} is above every floor, paired")
+    return lines
 
 
 def survival_lines(summaries: Mapping[str, Summary]) -> list[str]:
@@ -163,9 +180,7 @@ def pixel_lines(summaries: Mapping[str, Summary], target: str) -> list[str]:
     told = []
     for name, summary in summaries.items():
         if found := summary.get("equivalent_pixels", {}).get(target):
-            who = summary["family"] if len(summaries) == 1 else name
-            value, beyond = found["value"], found["beyond"]
-            told.append(f"{who} {number(value, 2) if beyond is None else f'> {beyond:g}'}")
+            told.append(f"{summary['family'] if len(summaries) == 1 else name} {pixels_text(found)}")
     return [f"as far from the teacher as a view moved by pixels of its input: {', '.join(told)}"] if told else []
 
 
@@ -180,7 +195,7 @@ def mark_lines(marks: Mapping[str, str]) -> list[str]:
 def row(name: str, found: dict[str, float | None], low_high: list[float | None] | None = None) -> list[str]:
     """One line of the table."""
     between = spread(*low_high) if low_high else ""
-    return [name, number(found["r2c"]), between, *(number(found[metric]) for metric in SHOWN[1:])]
+    return [name, number(found["r2c"]), between, *(number(found.get(metric)) for metric in SHOWN[1:])]
 
 
 def model_card(summary: dict[str, Any], store: FeatureStore) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from distill.engine import Engine, choose_precision, load_parameters
 from distill.floors import CONTROL, LARGE, Floors
 from distill.naming import named
 from distill.objective import TERMS, Objective
-from distill.oracle_store import make_oracle, reached
+from distill.oracle_store import make_oracle, with_optimum
 from distill.pairs import PairedReader, training_stream
 from distill.report import end_table, model_card
 from distill.resume import States, flatten, resume_point, saver
@@ -101,9 +101,10 @@ def distill(recipe: Recipe, ranks: Ranks) -> dict[str, dict[str, Any]]:
         raise
 
     summaries = summarise_all(recipes, floors, chosen, folders, ranks)
-    for name, summary in summaries.items() if recipe.oracle else ():
+    if recipe.oracle:
         oracle = make_oracle(asdict(recipe.oracle), seed=recipe.data.seed)
-        summary["oracle"] = reached(summary, oracle, dials=deficiency_of(recipes[name]))
+        how = {name: deficiency_of(own) for name, own in recipes.items()}
+        summaries = {name: with_optimum(summaries[name], oracle, dials=how[name]) for name in summaries}
     if ranks.main:
         for name, folder in folders.items():
             converters[name].cpu().save(folder.bundle, card=model_card(summaries[name], store))

@@ -10,15 +10,20 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from distill.report import comparison
 from distill.seeds import by_recipe, one_of
-from distill.table import COST, FORMATS, Cell, Row, cost_values, number
+from distill.table import COST, FORMATS, Cell, Row, cost_values, number, pixels_text
 
 MUST_AGREE = ("split", "view", "data", "normaliser")
-LOWER_IS_BETTER = ("nmse", "smooth_l1")
+FURTHER = ("equivalent_pixels", "regret")  # metrics that have a section of their own in a summary
+LOWER_IS_BETTER = ("nmse", "smooth_l1", *FURTHER)
+OWN = ""
+MARK = "!"
+NOTHING = Cell(None, "")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -48,34 +53,71 @@ def main(argv: Sequence[str] | None = None) -> int:
 def scoreboard(runs: Sequence[Path], *, metric: str = "r2c", style: str = "text") -> str:
     """The table. Raises ValueError where runs cannot be compared, naming what differs, or a metric is unknown."""
     summaries = {str(run): read_summary(run) for run in runs}
-    targets = sorted({target for summary in summaries.values() for target in summary["targets"]})
-    for target in targets:
-        check_comparable({run: found for run, found in summaries.items() if target in found["targets"]}, target)
-    known = sorted({name for summary in summaries.values() for found in summary["targets"].values() for name in found})
-    if metric not in known:
-        raise ValueError(f"no run has the metric {metric!r}; there are {', '.join(known)}")
-
-    def values(by_target: dict[str, Any]) -> list[float | None]:
-        return [by_target.get(target, {}).get(metric) for target in targets]
-
-    ours = [[*values(summary["targets"]), *cost_values(summary["cost"])] for summary in summaries.values()]
+    targets = comparable_targets(summaries)
+    measured = {run: cells_of(summary, metric) for run, summary in summaries.items()}
+    if not any(found[OWN] for found in measured.values()):
+        known = {name for summary in summaries.values() for at in summary["targets"].values() for name in at}
+        known |= {name for name in FURTHER if any(cells_of(summary, name)[OWN] for summary in summaries.values())}
+        raise ValueError(f"no run has the metric {metric!r}; there are {', '.join(sorted(known))}")
+    ours = [
+        [*(found[OWN].get(target, NOTHING) for target in targets), *cost_row(summaries[run]["cost"])]
+        for run, found in measured.items()
+    ]
     lower = [metric in LOWER_IS_BETTER] * len(targets) + [True] * len(COST)
-    best = [best_of(column, lower=low) for column, low in zip(zip(*ours, strict=True), lower, strict=True)]
-    digits = [3] * len(targets) + list(COST.values())
+    columns = [[cell.value for cell in column] for column in zip(*ours, strict=True)]
+    best = [best_of(column, lower=low) for column, low in zip(columns, lower, strict=True)]
     rows = []
-    for (run, summary), row in zip(summaries.items(), ours, strict=True):
+    for (run, found), row in zip(measured.items(), ours, strict=True):
         cells = [
-            Cell(value, number(value, places), value is not None and value == top)
-            for value, top, places in zip(row, best, digits, strict=True)
+            replace(cell, best=cell.value is not None and cell.value == top)
+            for cell, top in zip(row, best, strict=True)
         ]
-        rows.append(Row(f"{run} ({summary['family']})", cells))
-        references = {f"{name} (reference)": found for name, found in summary.get("references", {}).items()}
-        beside = summary["floors"] | references
-        for name, found in beside.items():
-            there = zip(targets, values(found), strict=True)
-            cells = [Cell(value, number(value) if target in found else "") for target, value in there]
-            rows.append(Row(name, cells + [Cell(None, "")] * len(COST), below=True))
-    return FORMATS[style]([f"{metric} on test", *targets, *COST], rows)
+        rows.append(Row(f"{run} ({summaries[run]['family']})", cells))
+        for name, by_target in found.items():
+            if name != OWN and by_target:
+                told = [by_target.get(target, NOTHING) for target in targets]
+                rows.append(Row(name, told + [NOTHING] * len(COST), below=True))
+    marked = any(cell.text.endswith(MARK) for row in rows for cell in row.cells)
+    title = f"{metric} on test" + f" ({MARK} of too few clips)" * marked
+    return FORMATS[style]([title, *targets, *COST], rows)
+
+
+def cells_of(summary: dict[str, Any], metric: str) -> dict[str, dict[str, Cell]]:
+    """A metric of a run (OWN) and of its floors and references, by target; marked where it has too few clips."""
+    oracle, pixels = summary.get("oracle") or {}, summary.get("equivalent_pixels") or {}
+    if metric == "equivalent_pixels":
+        return {OWN: {at: Cell(told["value"], pixels_text(told)) for at, told in pixels.items()}}
+    if metric == "regret":
+        found = {OWN: {target: at["value"] for target, at in oracle.get("regret", {}).items()}} | oracle.get(
+            "floors", {}
+        )
+    else:
+        references = {f"{name} (reference)": at for name, at in summary.get("references", {}).items()}
+        tables = {OWN: summary["targets"]} | summary["floors"] | references
+        found = {
+            name: {target: scores[metric] for target, scores in by_target.items() if metric in scores}
+            for name, by_target in tables.items()
+        }
+    marks = {target: MARK * (metric in at) for target, at in summary.get("marks", {}).items()}
+    return {
+        name: {target: Cell(value, number(value) + marks.get(target, "")) for target, value in by_target.items()}
+        for name, by_target in found.items()
+    }
+
+
+def cost_row(cost: dict[str, Any]) -> list[Cell]:
+    return [Cell(value, number(value, places)) for value, places in zip(cost_values(cost), COST.values(), strict=True)]
+
+
+def comparable_targets(summaries: dict[str, dict[str, Any]]) -> list[str]:
+    """All targets. Raises ValueError where runs cannot be compared on one, with all reasons."""
+    targets = sorted({target for summary in summaries.values() for target in summary["targets"]})
+    reasons = []
+    for target in targets:
+        reasons += differences({run: found for run, found in summaries.items() if target in found["targets"]}, target)
+    if reasons:
+        raise ValueError("\n       ".join([*reasons, "give runs on the same data and view"]))
+    return targets
 
 
 def seeds_board(runs: Sequence[Path]) -> str:
@@ -85,8 +127,7 @@ def seeds_board(runs: Sequence[Path]) -> str:
     """
     groups = by_recipe(runs)
     summaries = {str(run): read_summary(run) for run in runs}
-    for target in sorted({target for summary in summaries.values() for target in summary["targets"]}):
-        check_comparable({run: found for run, found in summaries.items() if target in found["targets"]}, target)
+    comparable_targets(summaries)
     counts = {len(group) for group in groups}
     if len(counts) > 1:
         some = ", ".join(f"{group[0]} {len(group)}" for group in groups)
@@ -114,28 +155,27 @@ def read_summary(run: Path) -> dict[str, Any]:
     return summary
 
 
-def check_comparable(summaries: dict[str, dict[str, Any]], target: str) -> None:
-    """Raises ValueError where runs on one target were scored on other clips or in another space, naming all that
-    differs. Runs of other sets of targets are held against each other by the space of this one."""
+def differences(summaries: dict[str, dict[str, Any]], target: str) -> list[str]:
+    """What keeps runs on one target from being compared with the first: other clips, or another space. Runs of other
+    sets of targets are held against each other by the space of this one."""
     (first, reference), *others = summaries.items()
+    found = []
     for run, summary in others:
         digests = [at["digests"] | {"normaliser": space_of(at, target)} for at in (reference, summary)]
-        alone = set(summary["targets"]) == set(reference["targets"])
-        if not alone and not all("spaces" in at for at in (reference, summary)):
-            raise ValueError(
-                f"{first} and {run} cannot be compared on {target}: one of them does not say in which space it scored "
-                "this target alone; evaluate it again, or give runs of the same targets"
-            )
         differ = [
             f"their {name} differs ({str(ours)[:12]} and {str(theirs)[:12]})"
             for name in MUST_AGREE
             if (ours := digests[0].get(name)) != (theirs := digests[1].get(name))
         ]
+        alone = set(summary["targets"]) == set(reference["targets"])
+        if not alone and not all("spaces" in at for at in (reference, summary)):
+            differ = [
+                "one of them does not say in which space it scored this target alone; evaluate it again, or give runs "
+                "of the same targets"
+            ]
         if differ:
-            raise ValueError(
-                f"{first} and {run} cannot be compared on {target}: {', '.join(differ)}; give runs on the same data "
-                "and view"
-            )
+            found.append(f"{first} and {run} cannot be compared on {target}: {', '.join(differ)}")
+    return found
 
 
 def space_of(summary: dict[str, Any], target: str) -> str | None:

@@ -62,15 +62,15 @@ def evaluate(
     summaries = {}
     for name, converter in contestants.items():
         own, rivals = floors.part(name, scores), {other: scores[other] for other in contestants if other != name}
-        found = summarise(own, converter=MAIN, groups=groups, resamples=resamples, rivals=rivals)
-        found["references"] = beside | found["references"]
+        how = {"groups": groups, "resamples": resamples, "rivals": rivals, "references": beside}
+        found = summarise(own, converter=MAIN, **how)
         add_scores(found["targets"], told[name], recovered[name])
         if ranks.main:
             folders[name].write_where(*look(floors, name, own))
         summaries[name] = {
             **found,
             **about[name],
-            "equivalent_pixels": equivalent_pixels(beside, own[MAIN]),
+            "equivalent_pixels": equivalent_pixels(found["references"], own[MAIN]),
             "mlp_rate": floors.tuned.get(floors.labels[name].get(MLP, "")),
             "family": converter.family,
             "chosen": {"weights": chosen[name].weights, "r2c": finite(chosen[name].r2c)},

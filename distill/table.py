@@ -125,5 +125,10 @@ def difference(found: Mapping[str, float | None]) -> str:
     return f"{number(found['value'], 4)} ({spread(found['low'], found['high'], 4)})"
 
 
+def pixels_text(found: Mapping[str, float | None]) -> str:
+    """An entry of equivalent_pixels."""
+    return number(found["value"], 2) if found["beyond"] is None else f"> {found['beyond']:g}"
+
+
 def spread(low: float | None, high: float | None, digits: int = 3) -> str:
     return f"{number(low, digits)} .. {number(high, digits)}"

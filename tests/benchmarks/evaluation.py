@@ -1,6 +1,6 @@
 """What evaluation costs beside training: metrics and forward passes on test clips, as shares of a training epoch.
 
-    python tests/benchmarks/evaluation.py --threads 1 [--target timesformer] [--family perceiver] [--queries 512] [--rounds 3]
+    python tests/benchmarks/evaluation.py --threads 1 [--target timesformer] [--queries 512] [--family perceiver]
 
 Full geometry, random weights and tokens; every part once in each round, in turn, medians. 15 test clips stand for 70 of
 train, as the split has them. A training step decodes `queries` tokens of 4 clips, as the recipes do (0: all of them);

@@ -83,7 +83,7 @@ def test_pairing_sees_what_unpaired_intervals_hide(teacher: torch.Tensor) -> Non
         {"converter": {"x": ours}, "ridge": {"x": other}}, converter="converter", groups=groups, resamples=1000
     )
     gain = summary["gain"]["x"]
-    assert gain == paired_gain(ours, other, weights)
+    assert gain == paired_gain(ours, other, weights) == summary["above"]["ridge"]["x"]
     assert 0 < gain["low"] < gain["value"] < gain["high"]
     low, _ = summary["intervals"]["x"]["r2c"]
     assert low < summary["floors"]["ridge"]["x"]["r2c"]
@@ -113,7 +113,7 @@ def test_summary_has_every_metric_and_is_json(teacher: torch.Tensor) -> None:
     assert summary["targets"]["x"]["cka"] is None  # three clips are too few
     assert set(summary["intervals"]["x"]) == set(METRICS) - set(SIMILARITIES)
     assert summary["gain"] == {} and summary["references"] == {} and summary["lead"] == {}
-    assert summary["marks"]["x"]["r2c"] == "3 test clips, 8 needed"
+    assert {summary["marks"]["x"][name] for name in ("r2c", "rank_recovery")} == {"3 test clips, 8 needed"}
     json.dumps(summary, allow_nan=False)
 
 
@@ -126,15 +126,31 @@ def test_the_lead_is_that_over_each_rival_on_the_same_clips(teacher: torch.Tenso
     assert found["lead"]["b"]["x"]["low"] > 0 and "b" not in found["floors"]
 
 
+def test_what_stands_beside_is_compared_on_the_same_clips(teacher: torch.Tensor) -> None:
+    """Every floor and reference, but for one that was scored on some of the clips only."""
+    ours, floor, whole = (alignment(noise * normal(20, TOKENS, WIDTH, seed=4), teacher) for noise in (0.3, 0.5, 0.1))
+    part = alignment(0.1 * normal(10, TOKENS, WIDTH, seed=4), teacher[:10])
+    groups, beside = [f"g{clip}" for clip in range(20)], {"whole": {"x": whole}, "part": {"x": part}}
+    scores = {"converter": {"x": ours}, "pixels": {"x": floor, "y": floor}}
+    found = summarise(scores, converter="converter", groups=groups, resamples=50, references=beside)
+    assert set(found["floors"]) == {"pixels"} and set(found["references"]) == {"whole", "part"}
+    weights = group_weights(groups, resamples=50)
+    pairs = {"pixels": {"x": paired_gain(ours, floor, weights)}, "whole": {"x": paired_gain(ours, whole, weights)}}
+    assert found["above"] == pairs | {"part": {}}
+    assert found["above"]["pixels"]["x"]["low"] > 0 > found["above"]["whole"]["x"]["high"]
+
+
 def test_marks() -> None:
     assert few_clips(100, 5, width=10) == {}
     assert few_clips(99, 5, width=10) == {
         "knn": "99 test clips, 100 needed",
         "procrustes": "99 test clips, 100 needed",
+        "probe_agreement": "99 test clips, 100 needed",
     }
-    few = dict.fromkeys(METRICS, "7 test clips, 8 needed")
+    few = dict.fromkeys((*METRICS, "rank_recovery"), "7 test clips, 8 needed")
     assert few_clips(7, 5, width=2) == few | {
         "knn": "7 test clips, 100 needed",
+        "probe_agreement": "7 test clips, 100 needed",
         "procrustes": "7 test clips, 20 needed",
     }
     assert few_clips(8, 4, width=1)["r2c"] == "4 test groups, too few for an interval"

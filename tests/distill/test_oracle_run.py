@@ -134,10 +134,12 @@ def test_a_run_gets_where_no_linear_map_does(
     assert told["floors"]["ridge"]["teacher"] == pytest.approx(17.3, abs=1)
     regret = told["regret"]["teacher"]
     assert 1 < regret["low"] < regret["value"] < regret["high"] < 0.75 * told["floors"]["ridge"]["teacher"]
+    assert summary["references"] == {"bayes": {"teacher": dict.fromkeys(("r2c", "r2"), told["bayes_r2"])}}
     assert regret["value"] == pytest.approx((1 - summary["targets"]["teacher"]["r2"]) / (1 - told["bayes_r2"]))
     out = capsys.readouterr().out
     line = next(line for line in out.splitlines() if "regret" in line)
     assert line.startswith("perceiver: regret (1 - R2) / (1 - R2 of Bayes, 0.942) is ") and "ridge 17." in line
+    assert "bayes (reference)" in out and "perceiver is above every floor, paired" in out
     assert "stand-ins" not in out and "features: as they are in features/oracle/" in out
 
 

@@ -60,7 +60,8 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> FeatureStore:
 
 def scored(store: FeatureStore, asked: list[str], special: list[str]) -> dict[str, Any]:
     found = find_references(store, {"teacher": special}, asked)
-    return score_references(store, found, ranks=Ranks(), cka_positions=2)
+    scores = score_references(store, found, ranks=Ranks(), cka_positions=2)
+    return {name: {target: at.compute() for target, at in by_target.items()} for name, by_target in scores.items()}
 
 
 @pytest.mark.parametrize("special", [[], ["cls"]])

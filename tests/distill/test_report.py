@@ -6,7 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from distill.report import STANDIN_WARNING, end_table, model_card, survival_table, target_table
+from distill.report import STANDIN_WARNING, end_table, floor_lines, model_card, survival_table, target_table
 from distill.runfolder import RunFolder
 from distill.table import format_table, number
 
@@ -46,6 +46,28 @@ def test_end_table_says_all_of_it() -> None:
     assert lines[-4:] == [STANDIN_WARNING, "run       runs/x", "bundle    runs/x/bundle", "features  features/y"]
     published = {"converter": SUMMARY | {"weights": "pretrained"}}
     assert STANDIN_WARNING not in end_table(published, folders, store=Path("f"))
+
+
+def test_floors_that_it_is_not_shown_to_be_above_are_named() -> None:
+    """The interval decides, marks take its word away, and twins are no floor."""
+    pairs = {
+        "ridge": (0.2, 0.1),
+        "mlp": (0.2, 0.0),
+        "pixels": (-0.1, -0.2),
+        "twin": (-0.1, -0.2),
+        "large": (-0.1, -0.2),
+    }
+    above = {name: {"videomae": {"value": value, "low": low, "high": 0.3}} for name, (value, low) in pairs.items()}
+    floors = {name: SUMMARY["floors"]["ridge"] for name in ("ridge", "mlp", "pixels", "twin")}
+
+    def said(**entries: Any) -> list[str]:
+        return floor_lines({"x": SUMMARY | {"marks": {}, "floors": floors, "above": above} | entries}, "videomae")
+
+    unsure = "perceiver is not shown to be above mlp (0.2000 (0.0000 .. 0.3000)), pixels (-0.1000 (-0.2000 .. 0.3000))"
+    assert said() == [unsure]
+    assert said(above={"ridge": above["ridge"]}) == ["perceiver is above every floor, paired"]
+    assert "above ridge" in said(marks=SUMMARY["marks"], above={"ridge": above["ridge"]})[0]
+    assert said(above={}) == [] == floor_lines({"x": SUMMARY}, "videomae")
 
 
 def test_a_twin_that_is_a_contestant_has_one_row() -> None:

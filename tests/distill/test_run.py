@@ -38,6 +38,8 @@ def test_a_whole_run(tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixt
     assert abs(summary["floors"]["shuffled"]["videomae"]["r2c"]) < 0.1
     assert summary["floors"]["position_mean"]["videomae"]["r2c"] == pytest.approx(0, abs=1e-6)
     assert summary["floors"]["mean"]["videomae"]["r2"] == pytest.approx(0, abs=1e-6)
+    assert set(summary["above"]) == set(summary["floors"]) | set(summary["references"])
+    assert summary["above"]["ridge"] == summary["gain"]
     assert set(summary["gain"]["videomae"]) == {"value", "low", "high"}
     assert (
         summary["gain"]["videomae"]["low"]

@@ -88,6 +88,43 @@ def test_all_that_differs_is_named(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "data differs" not in said
 
 
+def test_every_pair_that_cannot_be_compared_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    digests = SUMMARY["digests"]
+    runs = [write(tmp_path / name, digests=digests | {name: "other"}) for name in ("none", "split", "view")]
+    assert scoreboard.main([*map(str, runs)]) == 1
+    said = capsys.readouterr().err
+    assert f"{runs[1]} cannot be compared on video_mae: their split differs (1111 and other)" in said
+    assert f"{runs[2]} cannot be compared on video_mae: their view differs (v and other)" in said
+
+
+def test_numbers_of_too_few_clips_are_marked(runs: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
+    few = {"video_mae": {"r2c": "3 test clips, 8 needed"}}
+    marked = write(runs[0].parent / "few", marks=few)
+    lines = printed(capsys, runs[1], marked).splitlines()
+    assert lines[0].startswith("r2c on test (! of too few clips)")
+    cells = [line.split() for line in lines[2:8]]
+    assert [at[2] for at in (cells[0], cells[3])] == ["0.600*", "0.500!"] and cells[4] == ["ridge", "0.400!"]
+    assert "!" not in printed(capsys, runs[1], marked, "--metric", "nmse")
+    assert "!" not in printed(capsys, runs[1], marked, "--csv")
+
+
+def test_regret_and_equivalent_pixels_are_metrics(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of an oracle's run, and of one whose references have shifts; the lower the better."""
+    regret = {"video_mae": {"value": 1.07, "low": 1.06, "high": 1.08}}
+    oracle = {"regret": regret, "floors": {"ridge": {"video_mae": 1.58}}}
+    near, far = {"value": 1.25, "beyond": None}, {"value": None, "beyond": 4.0}
+    a = write(tmp_path / "a", oracle=oracle, equivalent_pixels={"video_mae": far})
+    b = write(tmp_path / "b", equivalent_pixels={"video_mae": near})
+    lines = printed(capsys, a, b, "--metric", "regret").splitlines()
+    assert [line.split()[2:3] for line in (lines[2], lines[4])] == [["1.070"], ["4.00*"]], "b has no regret, and the same cost"
+    assert lines[3].split() == ["ridge", "1.580"]
+    lines = printed(capsys, a, b, "--metric", "equivalent_pixels").splitlines()
+    assert [line.split()[2:-4] for line in lines[2:4]] == [[">", "4"], ["1.25"]]
+    assert scoreboard.main([str(b), "--metric", "regret"]) == 1
+    said = capsys.readouterr().err
+    assert "no run has the metric 'regret'; there are equivalent_pixels, nmse, r2c" in said
+
+
 def test_runs_of_other_targets_are_held_by_the_space_of_the_one_they_share(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
