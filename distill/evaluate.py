@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from converters.converter import Converter
-from distill.metrics import MINIMUM_CLIPS, Alignment, Reference, Statistics, group_weights, interval
+from distill.metrics import MINIMUM_CLIPS, MINIMUM_GROUPS, Alignment, Reference, Statistics, group_weights, interval
 from distill.similarity import PROCRUSTES_CLIPS, reading_order
 from shards.ranks import Ranks
 from shards.reader import scan
@@ -188,7 +188,7 @@ def few_clips(clips: int, groups: int, *, width: int) -> dict[str, str]:
     for name, least in needed.items():
         if clips < least:
             marks[name] = f"{clips} test clips, {least} needed"
-        elif groups < 5:
+        elif groups < MINIMUM_GROUPS:
             marks[name] = f"{groups} test groups, too few for an interval"
     return marks
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
 from converters import Converter, create_converter
 
+log = logging.getLogger(__name__)
 GROWTH = 20  # times the parameters,
 ENOUGH = 50_000_000  # or so many, whichever is less
 DEEPER = 2  # times the blocks, where the family has some
@@ -15,8 +17,10 @@ WIDEST = 32  # times the width
 
 def enlarged(converter: Converter, made_of: Mapping[str, Any]) -> Converter:
     """The first that has GROWTH times the parameters, or ENOUGH, of the same family at twice the blocks and whole
-    multiples of the width; it lacks nothing. made_of: the converter's configuration. Raises ValueError for a family
-    without a width."""
+    multiples of the width, up to WIDEST (a warning says what that lacks); it is deprived of nothing.
+
+    made_of: the converter's configuration. Raises ValueError for a family without a width.
+    """
     options = dict(made_of["options"])
     if "width" not in options:
         raise ValueError(f"{converter.family} has no width that `large` could multiply; leave large out")
@@ -34,5 +38,7 @@ def enlarged(converter: Converter, made_of: Mapping[str, Any]) -> Converter:
             seed=converter.seed,
         )
         if found.num_parameters() >= wanted:
-            break
+            return found
+    grown = found.num_parameters() / converter.num_parameters()
+    log.warning("large: %s has but %.1f times the parameters at %d times the width", found.family, grown, WIDEST)
     return found

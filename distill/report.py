@@ -16,6 +16,7 @@ from shards.column import STUDENT
 from shards.store import FeatureStore
 
 Summary = dict[str, Any]
+Pair = Mapping[str, float | None]  # value, low, high
 APART = ("targets", "from_twin")  # of what a summary says of a deficiency, what the card leaves out
 SHOWN = ("r2c", "r2", "cos_std", "cka", "nmse", "cosine")
 STANDIN_WARNING = (
@@ -92,27 +93,34 @@ def standings(summaries: Mapping[str, Summary], target: str) -> list[str]:
         cells = [difference(gain) if gain else "-", difference(leads[name]) if name in leads else ""]
         rows.append([name, *cells, *cost_cells(cost)])
     table = format_table(["contestant", "gain over ridge, paired", f"lead of {best}, paired", *COST], rows)
-    trusted = "r2c" not in summaries[best]["marks"].get(target, {})
-    better = [rival for rival, found in leads.items() if trusted and (found["low"] or 0) > 0]
-    unsure = [rival for rival in leads if rival not in better]
-    verdicts = {"is better than": better, "is not told apart from": unsure}
-    return [table, *(f"{best} {verdict} {', '.join(rivals)}" for verdict, rivals in verdicts.items() if rivals)]
+    return [table, *verdicts(best, {name: (name, lead) for name, lead in leads.items()}, summaries[best], target)]
 
 
 def floor_lines(summaries: Mapping[str, Summary], target: str) -> list[str]:
-    """For every contestant which floors it is not shown to be above, on the same test clips."""
+    """For every contestant which floors it is better than, on the same test clips."""
     lines = []
     for name, summary in summaries.items():
-        who = summary["family"] if len(summaries) == 1 else name
         floors = {floor: found for floor, found in summary.get("above", {}).items() if floor in summary["floors"]}
         over = {floor: found[target] for floor, found in floors.items() if target in found and floor != TWIN}
-        trusted = "r2c" not in summary["marks"].get(target, {})
-        unsure = [f"{floor} ({difference(at)})" for floor, at in over.items() if not (trusted and (at["low"] or 0) > 0)]
-        if unsure:
-            lines.append(f"{who} is not shown to be above {', '.join(unsure)}")
-        elif over:
-            lines.append(f"{who} is above every floor, paired")
+        told = {floor: (f"{floor} ({difference(found)})", found) for floor, found in over.items()}
+        lines += verdicts(summary["family"] if len(summaries) == 1 else name, told, summary, target)
     return lines
+
+
+def verdicts(who: str, others: Mapping[str, tuple[str, Pair]], summary: Summary, target: str) -> list[str]:
+    """Whom it is better than, is not told apart from, and is worse than, by paired intervals that do not hold 0; marked
+    ones tell nothing apart. others: name -> how it is called where it is not beaten, and the lead over it."""
+    trusted = "r2c" not in summary["marks"].get(target, {})
+    found: dict[str, list[str]] = {"is better than": [], "is not told apart from": [], "is worse than": []}
+    for name, (called, lead) in others.items():
+        low, high = lead["low"], lead["high"]
+        if trusted and low is not None and low > 0:
+            found["is better than"].append(name)
+        elif trusted and high is not None and high < 0:
+            found["is worse than"].append(called)
+        else:
+            found["is not told apart from"].append(called)
+    return [f"{who} {verdict} {', '.join(names)}" for verdict, names in found.items() if names]
 
 
 def survival_lines(summaries: Mapping[str, Summary]) -> list[str]:

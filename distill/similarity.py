@@ -115,17 +115,19 @@ def unbiased_hsic(k: Tensor, m: Tensor) -> Tensor:
 
 
 def ratio(hsic: Tensor) -> float:
-    """CKA of sums (cross, ours, theirs, minibatches); nan without a minibatch, 0 where one side does not vary."""
+    """CKA of sums (cross, ours, theirs, minibatches); nan without a minibatch or of sums that are not finite, 0 where
+    one side does not vary."""
     cross, ours, theirs, count = hsic.tolist()
-    if not count:
+    if not count or not hsic.isfinite().all():
         return float("nan")
     return cross / (ours * theirs) ** 0.5 if ours > 0 and theirs > 0 else 0.0
 
 
 def mutual_neighbours(x: Tensor, y: Tensor, *, neighbours: int = NEIGHBOURS) -> float:
     """The share of a clip's nearest neighbours in x (n d) that are such in y (n e), too: by cosine, the clip itself
-    left out, mean over clips (Huh et al. 2024). nan where there are not twice as many clips as neighbours."""
-    if len(x) < 2 * neighbours:
+    left out, mean over clips (Huh et al. 2024). nan where there are not twice as many clips as neighbours, or
+    a clip is not finite."""
+    if len(x) < 2 * neighbours or not (x.isfinite().all() and y.isfinite().all()):
         return float("nan")
     near = []
     for rows in (x, y):
@@ -137,6 +139,9 @@ def mutual_neighbours(x: Tensor, y: Tensor, *, neighbours: int = NEIGHBOURS) -> 
 
 def procrustes(cross: Tensor, squares: Tensor) -> float:
     """1 where one side is the other, turned, mirrored and scaled: the nuclear norm of X'Y (d e) over |X| |Y|, from
-    centred sums; squares: (2,), |X|^2 and |Y|^2 (Williams et al. 2021). 0 where one side does not vary."""
+    centred sums; squares: (2,), |X|^2 and |Y|^2 (Williams et al. 2021). 0 where one side does not vary, nan
+    where a sum is not finite."""
+    if not (cross.isfinite().all() and squares.isfinite().all()):
+        return float("nan")
     size = float(squares.clamp(min=0).prod().sqrt())
     return float(torch.linalg.svdvals(cross).sum()) / size if size > 0 else 0.0

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
-
 from converters.converter import Converter
 from distill.compensation import Asked, Heads, compensate
 from distill.cost import measure_cost, stored_bytes
@@ -79,7 +77,7 @@ def evaluate(
             "rank_recovery": recovered[name],
             "head": with_mask_on(name, heads),
             "clips": clips,
-            **rests_on(converter, store, device=ranks.device),
+            **rests_on(converter, store, ranks),
         }
     return summaries
 
@@ -94,10 +92,12 @@ def tell_heads(
     return compensate(floors.store, read, asked, twins=twins, resamples=resamples, seed=floors.seed, ranks=ranks)
 
 
-def rests_on(converter: Converter, store: FeatureStore, *, device: torch.device) -> dict[str, Any]:
-    """What a converter costs, and what identifies the data and the spaces in which it is scored."""
+def rests_on(converter: Converter, store: FeatureStore, ranks: Ranks) -> dict[str, Any]:
+    """What a converter costs, which rank 0 alone measures (others beside it would slow it down), and what identifies
+    the data and the spaces in which it is scored."""
+    cost = measure_cost(converter, device=ranks.device) if ranks.main else {}
     return {
-        "cost": measure_cost(converter, device=device) | {"bytes_read": stored_bytes(store.columns[STUDENT])},
+        "cost": cost | {"bytes_read": stored_bytes(store.columns[STUDENT])},
         "digests": store.digests | {"normaliser": space_digest(store, converter.targets)},
         "spaces": {target: space_digest(store, [target]) for target in converter.targets},
     }

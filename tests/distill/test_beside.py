@@ -92,6 +92,15 @@ def test_a_large_one_is_of_the_same_family_and_many_times_the_size(store: Featur
     )
 
 
+def test_a_large_one_that_is_not_so_large_says_it(store: FeatureStore, caplog: pytest.LogCaptureFixture) -> None:
+    """Most of its parameters are the skip to a wide target, which does not grow."""
+    own = create_converter(
+        "dsconv", student=store.layout("student"), targets={"x": TokenLayout((2, 3, 3), 8192)}, options={"width": 4}
+    )
+    grown = enlarged(own, own.config()).num_parameters() / own.num_parameters()
+    assert grown < GROWTH and f"large: dsconv has but {grown:.1f} times the parameters at 32 times" in caplog.text
+
+
 def test_a_large_one_has_some_50_million_at_full_geometry() -> None:
     student, target = TokenLayout((8, 16, 16), 1024), TokenLayout((8, 14, 14), 768)
     own = create_converter("perceiver", student=student, targets={"videomae": target})

@@ -6,11 +6,21 @@ import json
 
 import pytest
 import torch
+from threads import together
 
 from converters import create_converter
 from distill.evaluate import Candidate, at, few_clips, finite, paired_gain, score, space_digest, summarise
 from distill.fit import set_normalisers
-from distill.metrics import CENTRED, METRICS, SIMILARITIES, Alignment, Statistics, group_weights
+from distill.metrics import (
+    CENTRED,
+    METRICS,
+    MINIMUM_GROUPS,
+    SIMILARITIES,
+    Alignment,
+    Statistics,
+    group_weights,
+    interval,
+)
 from shards.ranks import Ranks
 from shards.store import FeatureStore
 
@@ -46,6 +56,22 @@ def test_scores_stand_in_the_order_of_the_clips(store: FeatureStore) -> None:
     found = scores["mean"]["teacher"]
     assert torch.allclose(found.clips[:, CENTRED], energy, rtol=1e-5)
     assert found.compute()["r2c"] == pytest.approx(0, abs=1e-6)
+
+
+def test_two_ranks_tell_what_one_tells(store: FeatureStore) -> None:
+    """All metrics, each rank over its own clips: a sum that was left out would halve them."""
+    layouts = {"student": store.layout("student"), "targets": {"teacher": store.layout("teacher")}}
+    converter = set_normalisers(create_converter("linear", **layouts), store)  # type: ignore[arg-type]
+    indices = list(range(len(store)))
+
+    def told(ranks: Ranks) -> dict[str, float]:
+        scores = score(store, indices, {"x": [Candidate(converter)]}, ranks=ranks, cka_positions=4)
+        return scores["x"]["teacher"].compute()
+
+    alone = told(Ranks())
+    assert set(alone) == set(METRICS) and sum(value == value for value in alone.values()) >= 8
+    for each in together(2, told):
+        assert each == pytest.approx(alone, abs=1e-6, nan_ok=True)
 
 
 def test_space_digest_follows_the_statistics_of_the_targets(
@@ -140,20 +166,34 @@ def test_what_stands_beside_is_compared_on_the_same_clips(teacher: torch.Tensor)
     assert found["above"]["pixels"]["x"]["low"] > 0 > found["above"]["whole"]["x"]["high"]
 
 
+@pytest.mark.parametrize(("groups", "low", "high"), [(3, 0.70, 0.80), (5, 0.80, 0.87), (8, 0.86, 0.90)])
+def test_intervals_of_few_groups_are_too_narrow(groups: int, low: float, high: float) -> None:
+    """Why numbers of fewer than MINIMUM_GROUPS are marked: how often a 95% interval holds the true difference, 0."""
+    assert groups < MINIMUM_GROUPS
+    assert low < coverage(groups) < high < 0.9001 < coverage(MINIMUM_GROUPS)
+
+
+def coverage(groups: int, repeats: int = 2000) -> float:
+    weights = group_weights([str(group) for group in range(groups)], resamples=1000) / groups
+    means = normal(repeats, groups, seed=groups).double() @ weights.T
+    ends = [interval(row) for row in means]
+    return sum(low <= 0 <= high for low, high in ends) / repeats
+
+
 def test_marks() -> None:
-    assert few_clips(100, 5, width=10) == {}
-    assert few_clips(99, 5, width=10) == {
+    assert few_clips(100, 10, width=10) == {}
+    assert few_clips(99, 10, width=10) == {
         "knn": "99 test clips, 100 needed",
         "procrustes": "99 test clips, 100 needed",
         "probe_agreement": "99 test clips, 100 needed",
     }
     few = dict.fromkeys((*METRICS, "rank_recovery"), "7 test clips, 8 needed")
-    assert few_clips(7, 5, width=2) == few | {
+    assert few_clips(7, 7, width=2) == few | {
         "knn": "7 test clips, 100 needed",
         "probe_agreement": "7 test clips, 100 needed",
         "procrustes": "7 test clips, 20 needed",
     }
-    assert few_clips(8, 4, width=1)["r2c"] == "4 test groups, too few for an interval"
+    assert few_clips(20, 9, width=1)["r2c"] == "9 test groups, too few for an interval"
     assert finite({"a": float("nan"), "b": float("inf"), "c": 0.5}) == {"a": None, "b": None, "c": 0.5}
 
 

@@ -155,15 +155,50 @@ def test_invariances(crowd: dict) -> None:
         torch.arange(32).roll(7),
     )
     similar = ("cka", "knn")
-    for change in (lambda x: x @ turn, lambda x: 3 * x, lambda x: x[..., order]):
+
+    def turned(x: torch.Tensor) -> torch.Tensor:
+        return x @ turn
+
+    def scaled(x: torch.Tensor) -> torch.Tensor:
+        return 3 * x
+
+    def permuted(x: torch.Tensor) -> torch.Tensor:
+        return x[..., order]
+
+    for change in (turned, scaled, permuted):
         for both in (True, False):
             after = moved(change, both=both)
             assert [after[name] for name in similar] == pytest.approx([found[name] for name in similar], abs=1e-3)
             if both:
                 assert after["r2c"] == pytest.approx(found["r2c"], abs=1e-5)
                 assert after["cos_std"] == pytest.approx(found["cos_std"], abs=1e-5)
+                scale = after["nmse"] / found["nmse"]  # an error has a scale, the shares above have none
+                assert scale == pytest.approx(9 if change is scaled else 1, rel=1e-4)
+                if change is permuted:
+                    assert after["smooth_l1"] == pytest.approx(found["smooth_l1"], rel=1e-5)
             else:
                 assert after["r2c"] < found["r2c"] - 0.1
+
+
+def test_memory_is_bounded_at_full_size() -> None:
+    """3136 x 768 over 1280 clips: what is kept does not grow with the clips that have been seen."""
+    tokens, width, clips = 3136, 768, 1280
+    statistics = Statistics(torch.zeros(tokens, width), torch.ones(width), torch.zeros(width))
+    metric, order = Alignment(statistics, num_clips=clips), reading_order(clips)
+    both = normal(4, tokens, width, seed=1)
+    theirs, kept = Reference.of(both, statistics), []
+    for at in range(0, 160, 4):
+        metric.update(torch.tensor(order[at : at + 4]), both, theirs)
+        kept.append(held(metric))
+    assert max(kept[20:]) <= max(kept[:20]) < 12e6
+
+
+def held(metric: Alignment) -> int:
+    """Bytes of the tensors that a metric has but for the frozen statistics."""
+    parts = [vars(metric), vars(metric.similarity)]
+    whole = [value for part in parts for value in part.values() if isinstance(value, torch.Tensor)]
+    rows = [tensor for block in metric.similarity.open.values() for pair in block for tensor in pair]  # type: ignore
+    return sum(tensor.untyped_storage().nbytes() for tensor in (*whole, *rows))
 
 
 def test_ranks_sum_to_the_same(crowd: dict) -> None:

@@ -139,7 +139,7 @@ def test_a_run_gets_where_no_linear_map_does(
     out = capsys.readouterr().out
     line = next(line for line in out.splitlines() if "regret" in line)
     assert line.startswith("perceiver: regret (1 - R2) / (1 - R2 of Bayes, 0.942) is ") and "ridge 17." in line
-    assert "bayes (reference)" in out and "perceiver is above every floor, paired" in out
+    assert "bayes (reference)" in out and "perceiver is better than mean, ridge" in out
     assert "stand-ins" not in out and "features: as they are in features/oracle/" in out
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from distill.fields import MEDIUM, TINY_STUDENT, Fields, falling
+from distill.fields import MEDIUM, TINY_STUDENT, Fields, axis_places, covariance, falling
 from distill.oracles import FieldOracle, NonlinearOracle, RetrievalOracle, RoutedOracle
 from teachers.layout import TokenLayout
 
@@ -32,7 +32,17 @@ def test_samples_have_unit_fields_and_repeat() -> None:
 
 def test_full_geometry_is_exact_too() -> None:
     oracle = FieldOracle(TokenLayout(grid=(8, 16, 16), dim=32), TokenLayout(grid=(8, 14, 14), dim=32), channels=8)
-    assert oracle.reliability().shape == (1, 8 * 14 * 14)
+    found = oracle.reliability()
+    assert found.shape == (1, 8 * 14 * 14)
+    cross, kernel = torch.ones(1, 1, dtype=torch.float64), torch.ones(1, 1, dtype=torch.float64)
+    for axis in range(3):  # one dense solve over all 2048 places, for some targets
+        places, wanted = axis_places(oracle.student, axis), axis_places(oracle.teacher, axis)
+        length = torch.tensor(oracle.lengths[axis], dtype=torch.float64)
+        kernel = torch.kron(kernel, covariance(places, places, length))
+        cross = torch.kron(cross, covariance(wanted, places, length))
+    some = cross[::97]
+    noisy = kernel + oracle.noise**2 * torch.eye(2048, dtype=torch.float64)
+    assert torch.allclose(found[0, ::97], (some * torch.linalg.solve(noisy, some.T).T).sum(1), atol=1e-8)
     assert 0.9 < oracle.bayes_r2() < 1
 
 

@@ -48,25 +48,30 @@ def test_end_table_says_all_of_it() -> None:
     assert STANDIN_WARNING not in end_table(published, folders, store=Path("f"))
 
 
-def test_floors_that_it_is_not_shown_to_be_above_are_named() -> None:
-    """The interval decides, marks take its word away, and twins are no floor."""
+def test_floors_are_told_apart_by_the_interval() -> None:
+    """Marks take its word away, and neither twins nor references are floors."""
     pairs = {
-        "ridge": (0.2, 0.1),
-        "mlp": (0.2, 0.0),
-        "pixels": (-0.1, -0.2),
-        "twin": (-0.1, -0.2),
-        "large": (-0.1, -0.2),
+        "ridge": (0.1, 0.3),
+        "mlp": (0.0, 0.3),
+        "pixels": (-0.3, -0.1),
+        "twin": (-0.3, -0.1),
+        "large": (-0.3, -0.1),
     }
-    above = {name: {"videomae": {"value": value, "low": low, "high": 0.3}} for name, (value, low) in pairs.items()}
+    above = {name: {"videomae": {"value": 0.2, "low": low, "high": high}} for name, (low, high) in pairs.items()}
     floors = {name: SUMMARY["floors"]["ridge"] for name in ("ridge", "mlp", "pixels", "twin")}
 
     def said(**entries: Any) -> list[str]:
         return floor_lines({"x": SUMMARY | {"marks": {}, "floors": floors, "above": above} | entries}, "videomae")
 
-    unsure = "perceiver is not shown to be above mlp (0.2000 (0.0000 .. 0.3000)), pixels (-0.1000 (-0.2000 .. 0.3000))"
-    assert said() == [unsure]
-    assert said(above={"ridge": above["ridge"]}) == ["perceiver is above every floor, paired"]
-    assert "above ridge" in said(marks=SUMMARY["marks"], above={"ridge": above["ridge"]})[0]
+    assert said() == [
+        "perceiver is better than ridge",
+        "perceiver is not told apart from mlp (0.2000 (0.0000 .. 0.3000))",
+        "perceiver is worse than pixels (0.2000 (-0.3000 .. -0.1000))",
+    ]
+    ridge = {"ridge": above["ridge"]}
+    assert said(marks=SUMMARY["marks"], above=ridge) == [
+        "perceiver is not told apart from ridge (0.2000 (0.1000 .. 0.3000))"
+    ]
     assert said(above={}) == [] == floor_lines({"x": SUMMARY}, "videomae")
 
 

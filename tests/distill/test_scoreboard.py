@@ -116,7 +116,9 @@ def test_regret_and_equivalent_pixels_are_metrics(tmp_path: Path, capsys: pytest
     a = write(tmp_path / "a", oracle=oracle, equivalent_pixels={"video_mae": far})
     b = write(tmp_path / "b", equivalent_pixels={"video_mae": near})
     lines = printed(capsys, a, b, "--metric", "regret").splitlines()
-    assert [line.split()[2:3] for line in (lines[2], lines[4])] == [["1.070"], ["4.00*"]], "b has no regret, and the same cost"
+    assert [line.split()[2:3] for line in (lines[2], lines[4])] == [["1.070"], ["4.00*"]], (
+        "b has no regret, and the same cost"
+    )
     assert lines[3].split() == ["ridge", "1.580"]
     lines = printed(capsys, a, b, "--metric", "equivalent_pixels").splitlines()
     assert [line.split()[2:-4] for line in lines[2:4]] == [[">", "4"], ["1.25"]]

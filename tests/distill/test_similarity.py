@@ -114,6 +114,30 @@ def test_neighbours_are_those_of_a_tree() -> None:
     assert np.isnan(mutual_neighbours(x[:19], y[:19]))
 
 
+def test_neighbours_of_many_clips_are_those_of_every_third() -> None:
+    """Past KNN_CLIPS a fixed part stands for all."""
+    x, y = normal(1100, 1, 6), normal(1100, 1, 6) + normal(1100, 1, 6, seed=3)
+    assert -(-1100 // KNN_CLIPS) == 3
+    assert similar(x, y)["knn"] == mutual_neighbours(x[::3, 0], y[::3, 0]) != mutual_neighbours(x[1::3, 0], y[1::3, 0])
+
+
+@pytest.mark.parametrize("side", [0, 1])
+def test_a_clip_that_is_not_finite_makes_no_number(side: int) -> None:
+    both = [normal(100, 3, 8, seed=seed) for seed in (0, 1)]
+    assert all(np.isfinite(value) for value in similar(*both).values())
+    both[side][40, 1, 2] = torch.nan
+    assert all(np.isnan(value) for value in similar(*both).values())
+
+
+@pytest.mark.parametrize("both", [True, False])
+def test_procrustes_does_not_see_turns_scales_and_orders(both: bool) -> None:
+    ours, theirs = normal(120, 1, 8), normal(120, 1, 8) + normal(120, 1, 8, seed=6)
+    turn = torch.linalg.qr(normal(8, 8)).Q
+    for change in (lambda x: x @ turn, lambda x: 3 * x, lambda x: x[..., torch.arange(8).roll(3)]):
+        found = similar(change(ours), change(theirs) if both else theirs)["procrustes"]
+        assert found == pytest.approx(similar(ours, theirs)["procrustes"], abs=1e-6)
+
+
 def test_procrustes_is_that_of_scipy_and_streams() -> None:
     ours, theirs = normal(120, 1, 8), normal(120, 1, 8) @ normal(8, 8, seed=5) + normal(120, 1, 8, seed=6) + 40
     disparity = scipy_procrustes(ours[:, 0].numpy(), theirs[:, 0].numpy())[2]
