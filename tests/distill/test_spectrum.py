@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from threads import together
 
 from converters import Converter, create_converter
 from distill.deficiency import effective_rank, variance
@@ -56,6 +57,23 @@ def test_measures_are_those_worked_out_at_length(store: FeatureStore, converters
     exact = exact_jacobian(converters["whole"], tokens(store, "test", "student"))
     steep = found["whole"]["teacher"]["jacobian"]
     assert abs(steep["value"] - exact) < 4 * steep["standard_error"] < exact
+
+
+def test_two_ranks_tell_what_one_tells(store: FeatureStore, converters: dict[str, Converter]) -> None:
+    """Each reads half of the clips; tokens are counted once."""
+
+    def told(ranks: Ranks) -> list[tuple[list[float], float, int]]:
+        found = [at["teacher"] for at in measure(store, converters, seed=0, ranks=ranks).values()]
+        return [
+            (at["rank_recovery"]["r2"], at["effective_rank"]["converted"], at["effective_rank"]["tokens"])
+            for at in found
+        ]
+
+    alone = told(Ranks())
+    for each in together(2, told):
+        for ours, theirs in zip(each, alone, strict=True):
+            assert ours[0] == pytest.approx(theirs[0], abs=1e-5)
+            assert ours[1] == pytest.approx(theirs[1], abs=1e-4) and ours[2] == theirs[2]
 
 
 def exact_jacobian(converter: Converter, student: torch.Tensor) -> float:
