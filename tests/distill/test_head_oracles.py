@@ -71,6 +71,8 @@ def test_linear(seed: int) -> None:
         float((oracle.bayes(student, fields=fields) == labels).double().mean()) for fields in (None, oracle.exposed)
     )
     assert found > best - 0.01 and exposed < best - 0.2
+    optimum = oracle.optimum()
+    assert optimum == pytest.approx({"converted": exposed, "student": best, "both": best}, abs=0.02)
 
 
 def test_the_linear_residual_is_the_missed_fields() -> None:

@@ -11,6 +11,7 @@ from planted_factors import GRID, Ideal
 
 from distill import pooled
 from distill.compensation import Asked, compensate
+from distill.head_oracles import ProductOracle
 from shards import FeatureStore
 from shards.derive import derive, pool
 from shards.ranks import Ranks
@@ -44,3 +45,22 @@ def test_heads_from_pooled_columns_tell_what_those_of_a_run_tell(
     ):
         assert pooled.main(wrong) == 1
         assert said in capsys.readouterr().err
+
+
+def test_heads_of_an_oracle_stand_beside_its_optimum(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(pooled.ORACLES, "product", (ProductOracle, 4000, 2))
+    assert pooled.main(["--oracle", "product", "--out", str(tmp_path / "told.json")]) == 0
+    table = capsys.readouterr().out
+    assert "product: accuracy of heads" in table and "converted 0.416, student 0.454, both 0.755" in table
+    arms = json.loads((tmp_path / "told.json").read_text())["product"]["all"]
+    found = {arm: arms[arm]["accuracy"]["value"] for arm in ("converted", "student", "converted_supervised")}
+    assert found == pytest.approx({"converted": 0.416, "student": 0.454, "converted_supervised": 0.755}, abs=0.06)
+
+
+@pytest.mark.parametrize("words", [[], ["store"], ["store", "--oracle", "linear"]])
+def test_a_store_or_an_oracle_is_asked_for(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        pooled.main(words)
+    assert "give a store" in capsys.readouterr().err
