@@ -1,0 +1,80 @@
+"""What the dashboard reads while it is written: files that are replaced, numbers that are none, several that ask."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from distill.dashboard.journal import MARK, Journal, opened
+
+
+def line(step: int, value: object, metric: str = "r2c") -> str:
+    return json.dumps({"split": "val", "target": None, "metric": metric, "step": step, "value": value}) + "\n"
+
+
+def values(journal: Journal) -> list[float | None]:
+    points = journal.points(0, 10_000)
+    assert points is not None
+    return points["value"]
+
+
+FIRST = [0.1] * 1000
+
+
+@pytest.mark.parametrize(
+    "second",
+    [[0.2, *FIRST[1:]], [*FIRST[:-1], 0.2], [*FIRST[:-40], 0.2, *FIRST[-39:]], [0.2] * 1000],
+    ids=["first line", "last line", "within the last bytes", "every line"],
+)
+def test_another_file_under_a_number_that_is_used_again_is_read_anew(second: list[float], tmp_path: Path) -> None:
+    """Written in place: the inode is the same, as it may be after two replacements, and the file is longer."""
+    file = tmp_path / "metrics.jsonl"
+    file.write_text("".join(line(1000 + step, value) for step, value in enumerate(FIRST)))
+    journal, inode = Journal(file), file.stat().st_ino
+    journal.read_on()
+    assert values(journal) == FIRST and journal.offset > 2 * MARK
+    file.write_text("".join(line(1000 + step, value) for step, value in enumerate([*second, 0.3])))
+    assert file.stat().st_ino == inode
+    journal.read_on()
+    assert values(journal) == [*second, 0.3] and not journal.complaints()
+
+
+def test_a_third_file_in_the_place_of_the_first_is_read_anew(tmp_path: Path) -> None:
+    """Replaced twice between two readings, as often as it takes until the first one's inode comes back."""
+    file, other = tmp_path / "metrics.jsonl", tmp_path / "other"
+    for _ in range(20):
+        file.write_text("".join(line(step, 0.1) for step in range(10)))
+        journal, inode = Journal(file), file.stat().st_ino
+        journal.read_on()
+        for value in (0.2, 0.3):
+            other.write_text("".join(line(step, value) for step in range(30)))
+            os.replace(other, file)
+        journal.read_on()
+        assert values(journal) == [0.3] * 30
+        if file.stat().st_ino == inode:
+            return
+    pytest.skip("this file system does not use an inode again")
+
+
+def test_what_is_read_piece_by_piece_is_known_again(tmp_path: Path) -> None:
+    file = tmp_path / "metrics.jsonl"
+    file.write_text("".join(line(step, 0.1) for step in range(500)))
+    journal = Journal(file)
+    for _ in range(200):
+        journal.read_on(budget=997)
+    assert journal.offset == file.stat().st_size and values(journal) == [0.1] * 500 and journal.lines == 500
+
+
+def test_only_files_are_opened(tmp_path: Path) -> None:
+    file, link, pipe = (tmp_path / name for name in ("file", "link", "pipe"))
+    file.write_text("there")
+    link.symlink_to(file)
+    os.mkfifo(pipe)
+    assert [opened(path) for path in (link, pipe, tmp_path, tmp_path / "nothing", file / "below")] == [None] * 5
+    with opened(file) as found:  # type: ignore[union-attr]
+        assert found.read() == b"there"
+    with pytest.raises(OSError, match="File name too long"):
+        opened(tmp_path / ("x" * 300))
