@@ -50,8 +50,8 @@ class Series:
             "last": last if np.isfinite(last) else None,
         }
 
-    def add(self, entry: dict[str, Any], value: float) -> None:
-        self.step.append(float(entry["step"]))
+    def add(self, step: float, value: float) -> None:
+        self.step.append(step)
         self.value.append(value)
         self.seen += 1
         if len(self.step) >= POINTS:
@@ -132,16 +132,16 @@ class Journal:
             if problem:
                 self._blame(problem, number)
             return
+        try:  # before there is a series: one without a point has no last value
+            step, value = float(entry["step"]), float("nan" if entry["value"] is None else entry["value"])
+        except OverflowError:
+            return self._blame("a number that is too large", number)
         names = tuple(entry.get(name) for name in ("split", "target", "metric", "converter"))
         if names not in self.series:
             if len(self.series) == SERIES:
                 return self._blame(f"of more than {SERIES} metrics, which are not shown", number)
             self.series[names] = Series(*names)
-        try:
-            value = float(entry["value"]) if entry["value"] is not None else float("nan")
-            self.series[names].add(entry, value)
-        except OverflowError:
-            return self._blame("a number that is too large", number)
+        self.series[names].add(step, value)
         if not np.isfinite(value):
             self._blame("without a finite value", number)
         return None

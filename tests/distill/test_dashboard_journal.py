@@ -7,7 +7,9 @@ import os
 from pathlib import Path
 
 import pytest
+from run_folders import write_run
 
+from distill.dashboard.api import Api
 from distill.dashboard.journal import MARK, Journal, opened
 
 
@@ -78,3 +80,20 @@ def test_only_files_are_opened(tmp_path: Path) -> None:
         assert found.read() == b"there"
     with pytest.raises(OSError, match="File name too long"):
         opened(tmp_path / ("x" * 300))
+
+
+@pytest.mark.parametrize("entry", [line(1, 10**400), line(10**400, 1.0)], ids=["value", "step"])
+def test_a_metric_whose_first_number_is_too_large_has_no_series_yet(entry: str, tmp_path: Path) -> None:
+    """One without a point would have no last value to be listed with."""
+    folder = write_run(tmp_path / "run", finished=False, steps=1)
+    with open(folder / "metrics.jsonl", "a") as file:
+        file.write(entry.replace("r2c", "huge"))
+    api = Api([tmp_path])
+    (brief,) = api.list()["runs"]
+    found = json.loads(api.answer(f"runs/{brief['id']}/series") or b"")
+    assert [one["metric"] for one in found["series"]] == ["loss", "seconds", "bytes"]
+    assert found["problems"] == ["metrics.jsonl: 1 line a number that is too large (the first is line 4)"]
+    with open(folder / "metrics.jsonl", "a") as file:
+        file.write(line(2, 0.5, "huge"))
+    found = json.loads(api.answer(f"runs/{brief['id']}/series") or b"")
+    assert [(one["metric"], one["last"]) for one in found["series"]][-1] == ("huge", 0.5)
