@@ -70,9 +70,8 @@ def about(run: Run, parts: Sequence[str]) -> Any:
             return {"name": run.name, "summary": rounded(summary), "recipe": run.recipe(), "problems": run.problems()}
         case ["series"]:
             run.journal.read_on()
-            at = run.journal
-            share = at.offset / at.size if at.size else 1.0
-            return {"series": at.listed(), "problems": run.problems(), "read": round(share, 3)}
+            state = run.journal.state()
+            return {"series": state.series, "problems": run.problems(state), "read": int(1000 * state.read) / 1000}
         case ["series", number] if number.isdecimal() and len(number) < 7:
             run.journal.read_on()
             return run.journal.points(int(number), POINTS)

@@ -71,6 +71,16 @@ class Series:
         return {"step": step[chosen].tolist(), "value": values}
 
 
+@dataclass(frozen=True)
+class State:
+    """series: what is known of each, in the order in which they came. problems: what is wrong with the file, in words.
+    read: the share of it that was read."""
+
+    series: list[dict[str, Any]]
+    problems: list[str]
+    read: float
+
+
 class Journal:
     """The metrics of one run, as far as they have been read."""
 
@@ -150,10 +160,22 @@ class Journal:
         first, count = self.problems.get(problem, (number, 0))
         self.problems[problem] = (first, count + 1)
 
-    def listed(self) -> list[dict[str, Any]]:
-        """What is known of each series, in the order in which they came."""
+    def state(self) -> State:
+        """What is known of the file, of one moment."""
         with self.lock:
-            return [series.about() for series in self.series.values()]
+            found = [
+                f"metrics.jsonl: {count} line{'s' * (count > 1)} {problem} (the first is line {first})"
+                for problem, (first, count) in self.problems.items()
+            ]
+            half = [f"metrics.jsonl: {HALF} ({len(self.rest)} bytes)"] if self.rest else []
+            share = self.offset / self.size if self.size else 1.0
+            return State([series.about() for series in self.series.values()], found + half, share)
+
+    def listed(self) -> list[dict[str, Any]]:
+        return self.state().series
+
+    def complaints(self) -> list[str]:
+        return self.state().problems
 
     def points(self, number: int, count: int) -> dict[str, Any] | None:
         """Series `number` of the list, thinned to about `count` points, and at each the `seconds` and `bytes` that the
@@ -166,14 +188,6 @@ class Journal:
             known = {name: self.series.get(("train", None, name, None)) for name in AXES}
             axes = {name: at(points["step"], axis) for name, axis in known.items() if axis is not None}
             return found[0].about() | points | axes
-
-    def complaints(self) -> list[str]:
-        """What is wrong with the file, in words."""
-        found = [
-            f"metrics.jsonl: {count} line{'s' * (count > 1)} {problem} (the first is line {first})"
-            for problem, (first, count) in self.problems.items()
-        ]
-        return found + ([f"metrics.jsonl: {HALF} ({len(self.rest)} bytes)"] if self.rest else [])
 
 
 def at(steps: Sequence[float | None], axis: Series) -> list[float | None]:

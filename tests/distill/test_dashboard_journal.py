@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from run_folders import write_run
 
 from distill.dashboard.api import Api
-from distill.dashboard.journal import MARK, Journal, opened
+from distill.dashboard.journal import MARK, Journal, State, opened
 
 
 def line(step: int, value: object, metric: str = "r2c") -> str:
@@ -97,3 +100,72 @@ def test_a_metric_whose_first_number_is_too_large_has_no_series_yet(entry: str, 
         file.write(line(2, 0.5, "huge"))
     found = json.loads(api.answer(f"runs/{brief['id']}/series") or b"")
     assert [(one["metric"], one["last"]) for one in found["series"]][-1] == ("huge", 0.5)
+
+
+@pytest.fixture
+def often() -> Iterator[None]:
+    """Threads take turns as often as can be."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)
+
+
+def test_what_is_told_of_a_journal_is_of_one_moment(often: None, tmp_path: Path) -> None:
+    """One thread reads on, line by line, others ask: the share read is that of the points and complaints beside it."""
+    file, count = tmp_path / "metrics.jsonl", 1500
+    good, bad = line(1000, 0.5), "{nonsense".ljust(len(line(1000, 0.5)) - 1) + "\n"
+    file.write_text((good + bad) * count)
+    journal, wrong, asked = Journal(file), list[str](), 0
+
+    def ask() -> None:
+        nonlocal asked
+        while (state := journal.state()).read < 1:
+            asked += 1
+            points = sum(one["points"] for one in state.series)
+            if not points <= round(state.read * 2 * count) <= 2 * points + 1:
+                wrong.append(f"{points} points of {state.read}")
+            for at, said in enumerate(state.problems):
+                if at or (f" {points} line" not in said and f" {points - 1} line" not in said):
+                    wrong.append(f"{points} points beside {said}")
+
+    readers = [threading.Thread(target=ask) for _ in range(2)]
+    journal.read_on(budget=len(good))
+    for reader in readers:
+        reader.start()
+    for _ in range(2 * count):
+        journal.read_on(budget=len(good))
+    for reader in readers:
+        reader.join()
+    assert asked and not wrong and journal.state().read == 1
+
+
+@pytest.mark.parametrize("ask", ["state", "listed", "complaints"])
+def test_a_journal_that_is_being_read_tells_nothing_until_that_is_over(ask: str, tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "metrics.jsonl")
+    asking = threading.Thread(target=getattr(journal, ask))
+    with journal.lock:
+        asking.start()
+        asking.join(0.2)
+        assert asking.is_alive()
+    asking.join(20)
+    assert not asking.is_alive()
+
+
+def test_the_server_tells_a_run_from_one_look_at_its_journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two would be of two moments, between which another request reads on."""
+    write_run(tmp_path / "run", finished=False, steps=3)
+    api, looks, state = Api([tmp_path]), list[Journal](), Journal.state
+    (name,) = api.known()
+    monkeypatch.setattr(Journal, "state", lambda journal: (looks.append(journal), state(journal))[1])
+    found = json.loads(api.answer(f"runs/{name}/series") or b"")
+    assert len(found["series"]) == 3 and found["read"] == 1 and found["problems"] == [] and len(looks) == 1
+
+
+def test_a_file_is_not_said_to_be_read_before_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An export asks until the share is 1."""
+    write_run(tmp_path / "run", finished=False, steps=3)
+    api = Api([tmp_path])
+    (name,) = api.known()
+    monkeypatch.setattr(Journal, "state", lambda journal: State([], [], 0.99996))
+    assert json.loads(api.answer(f"runs/{name}/series") or b"")["read"] == 0.999
