@@ -107,9 +107,9 @@ class Where:
         the run has no picture of this target."""
         shown = self.targets[target].get("shown") or []
         try:
-            places = [int(entry["clip"]) for entry in shown]
-            if min(places, default=0) < 0:
-                raise IndexError(min(places))
+            places = [entry["clip"] for entry in shown]
+            if not all(type(place) is int and place >= 0 for place in places):
+                raise IndexError(places)
             clips = [self.clips[place] | {"r2c": entry.get("r2c")} for place, entry in zip(places, shown, strict=True)]
         except (TypeError, KeyError, ValueError, IndexError, AttributeError):
             raise ValueError(

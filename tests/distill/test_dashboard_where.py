@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from run_folders import write_where
+from run_folders import write_run, write_where
 from safetensors.numpy import load_file, save_file
 
+from distill.dashboard.api import Api
 from distill.dashboard.where import LISTED, Where
 
 
@@ -35,3 +35,18 @@ def test_a_clip_without_a_number_is_the_worst_and_never_among_the_best(tmp_path:
     nothing = with_errors(tmp_path / "b", **{f"c{n}": np.nan for n in range(2, 40)})
     clips = nothing.told("videomae", "converter")["clips"]
     assert len(clips["worst"]) == LISTED and {clip["key"] for clip in clips["best"]} == {"000000-clip", "000001-clip"}
+
+
+@pytest.mark.parametrize(
+    "clip", ["1e999", "-1e999", "NaN", "1.5", "true", '"3"', "null", "[0]", "99", "-1", "1" + 30 * "0"]
+)
+def test_a_shown_clip_that_is_no_place_is_said_to_be_wrong(clip: str, tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", where=True)
+    text = (folder / "where.json").read_text().replace('"shown": [{"clip": 0,', f'"shown": [{{"clip": {clip},', 1)
+    (folder / "where.json").write_text(text)
+    with pytest.raises(ValueError, match=r"the shown clips of videomae are .* must be places among its 40 clips"):
+        Where(folder / "where.json").told("videomae", "converter")
+    api = Api([tmp_path])
+    (name,) = api.known()
+    found = json.loads(api.answer(f"runs/{name}/where/0/0") or b"")
+    assert found["targets"] == {} and "the shown clips of videomae" in found["problem"]
