@@ -164,8 +164,17 @@ def cut(image: np.ndarray) -> dict[str, Any]:
 
 
 def paired(ours: np.ndarray, theirs: np.ndarray, groups: Sequence[str]) -> dict[str, float]:
-    """r2c of one less that of another from their (2, n) sums over the same clips, with the 95% interval over groups."""
+    """r2c of one less that of another from their (2, n) sums over the same clips, with the 95% interval over groups.
+    Raises ValueError where there is none: below two groups, or where a clip has no group or no number."""
     names, group = np.unique(groups, return_inverse=True)
+    lost = int((~np.isfinite(ours) | ~np.isfinite(theirs)).any(0).sum())
+    for what, count in (("group", sum(not name for name in groups)), ("number", lost)):
+        if count:
+            raise ValueError(f"{count} of {len(groups)} test clips have no {what}")
+    if len(names) < 2:
+        raise ValueError(
+            f"the test clips are in {len(names)} group{'s' * (not len(names))}, and resampling groups needs 2"
+        )
     draws = np.random.default_rng(0).integers(0, len(names), (RESAMPLES, len(names)))
     weights = np.stack([np.bincount(draw, minlength=len(names)) for draw in draws]).astype(np.float64)
     by_group = [np.stack([np.bincount(group, row, len(names)) for row in sums]) for sums in (ours, theirs)]
