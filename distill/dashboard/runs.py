@@ -61,10 +61,11 @@ class Run:
         wrong_with_summary = self.short()[1]
         return ([wrong_with_summary] if wrong_with_summary else []) + (journal or self.journal.state()).problems
 
-    def stamp(self) -> list[int]:
-        """Changes whenever metrics or summary do."""
-        states = [regular(self.path / name) for name in FILES[:2]]
-        return [state.st_size if state else 0 for state in states]
+    def stamp(self) -> str:
+        """Another one whenever metrics, summary or where.json are."""
+        states = [regular(self.path / name) for name in (*FILES[:2], "where.json")]
+        told = [(state.st_ino, state.st_mtime_ns, state.st_size) if state else None for state in states]
+        return hashlib.sha256(repr(told).encode()).hexdigest()[:12]
 
     def brief(self) -> dict[str, Any]:
         """What the list of runs shows."""

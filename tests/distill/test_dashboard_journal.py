@@ -14,6 +14,7 @@ from run_folders import write_run
 
 from distill.dashboard.api import Api
 from distill.dashboard.journal import MARK, Journal, State, opened
+from distill.dashboard.runs import Run
 
 
 def line(step: int, value: object, metric: str = "r2c") -> str:
@@ -169,3 +170,27 @@ def test_a_file_is_not_said_to_be_read_before_it_is(tmp_path: Path, monkeypatch:
     (name,) = api.known()
     monkeypatch.setattr(Journal, "state", lambda journal: State([], [], 0.99996))
     assert json.loads(api.answer(f"runs/{name}/series") or b"")["read"] == 0.999
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "summary.json", "where.json"])
+def test_the_stamp_of_a_run_is_another_whenever_a_file_is(name: str, tmp_path: Path) -> None:
+    """A page asks again by it: after a rewrite of the same size, a replacement of the same time, a removal."""
+    file = write_run(tmp_path / "run", steps=3, where=True) / name
+    run, text = Run(tmp_path / "run", "run"), file.read_text()
+    stamps = [run.stamp()]
+    assert run.stamp() == stamps[0]
+    os.utime(file, ns=(1, file.stat().st_mtime_ns + 1))
+    stamps.append(run.stamp())
+    kept = file.stat()
+    (tmp_path / "other").write_text(text)
+    os.utime(tmp_path / "other", ns=(1, kept.st_mtime_ns))
+    os.replace(tmp_path / "other", file)
+    assert (file.stat().st_size, file.stat().st_mtime_ns) == (kept.st_size, kept.st_mtime_ns)
+    stamps.append(run.stamp())
+    with open(file, "a") as appended:
+        appended.write(" ")
+    os.utime(file, ns=(1, kept.st_mtime_ns))
+    stamps.append(run.stamp())
+    file.unlink()
+    stamps.append(run.stamp())
+    assert len(set(map(str, stamps))) == len(stamps) == 5
