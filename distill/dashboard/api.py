@@ -72,7 +72,11 @@ def about(run: Run, parts: Sequence[str]) -> Any:
         case ["series"]:
             run.journal.read_on()
             state = run.journal.state()
-            return {"series": state.series, "problems": run.problems(state), "read": int(1000 * state.read) / 1000}
+            return {
+                "series": state.series,
+                "problems": run.problems(state.problems),
+                "read": int(1000 * state.read) / 1000,
+            }
         case ["series", number] if number.isdecimal() and len(number) < 7:
             run.journal.read_on()
             return run.journal.points(int(number), POINTS)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from distill.dashboard.journal import Journal, State, parse, regular, wrong
+from distill.dashboard.journal import Journal, parse, regular, wrong
 
 FILES = ("summary.json", "metrics.jsonl", "recipe.yaml")  # a folder with one of them is a run's
 INSIDE = ("checkpoints", "bundle")  # of a run, where no further runs are
@@ -57,9 +57,10 @@ class Run:
     def settings(self) -> dict[str, str]:
         return self.cached("recipe.yaml", read_settings) or {}
 
-    def problems(self, journal: State | None = None) -> list[str]:
+    def problems(self, of_metrics: list[str] | None = None) -> list[str]:
         wrong_with_summary = self.short()[1]
-        return ([wrong_with_summary] if wrong_with_summary else []) + (journal or self.journal.state()).problems
+        of_metrics = self.journal.complaints() if of_metrics is None else of_metrics
+        return ([wrong_with_summary] if wrong_with_summary else []) + of_metrics
 
     def stamp(self) -> str:
         """Another one whenever metrics, summary or where.json are."""

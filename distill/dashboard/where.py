@@ -88,16 +88,16 @@ class Where:
         positions = r2c(self.sums(target, candidate, "positions", int(np.prod(grid)) * bool(grid) + len(special)))
         whole = len(positions) - len(special)
         by_clip = r2c(self.sums(target, candidate, "clips", len(self.clips)))
-        order = np.argsort(np.nan_to_num(by_clip, nan=-np.inf), kind="stable")  # what is no number is the worst
+        order = np.argsort(np.nan_to_num(by_clip, nan=-np.inf), kind="stable")  # as the run orders those that it shows
         clips = [self.clips[at] | {"r2c": float(by_clip[at])} for at in order]
-        best = [clip for clip in clips[::-1] if np.isfinite(clip["r2c"])]
+        best = [clip for clip in clips[LISTED:] if np.isfinite(clip["r2c"])]
         found = {
             "candidates": self.candidates(target),
             "grid": grid,
             "positions": positions[:whole].tolist(),
             "special": dict(zip(special, positions[whole:].tolist(), strict=True)),
             "channels": histogram(r2c(self.sums(target, candidate, "channels"))),
-            "clips": {"worst": clips[:LISTED], "best": best[:LISTED], "of": len(clips)},
+            "clips": {"worst": clips[:LISTED], "best": best[-LISTED:][::-1], "of": len(clips)},
             "shares": layout.get("shares"),
         }
         return rounded(found) | {"pictures": self.pictures(target)}
