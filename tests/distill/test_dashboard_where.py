@@ -42,8 +42,9 @@ def test_a_clip_without_a_number_is_the_worst_and_never_among_the_best(tmp_path:
 )
 def test_a_shown_clip_that_is_no_place_is_said_to_be_wrong(clip: str, tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run", where=True)
-    text = (folder / "where.json").read_text().replace('"shown": [{"clip": 0,', f'"shown": [{{"clip": {clip},', 1)
-    (folder / "where.json").write_text(text)
+    record = json.loads((folder / "where.json").read_text())
+    record["targets"]["videomae"]["shown"][0]["clip"] = "here"
+    (folder / "where.json").write_text(json.dumps(record).replace('"here"', clip))
     with pytest.raises(ValueError, match=r"the shown clips of videomae are .* must be places among its 40 clips"):
         Where(folder / "where.json").told("videomae", "converter")
     api = Api([tmp_path])
