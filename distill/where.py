@@ -78,9 +78,12 @@ def errors(target: str, found: Mapping[str, Alignment]) -> Tensors:
 
 
 def ends(r2c: Tensor, *, count: int = ENDS) -> list[int]:
-    """The clips that are worst, then those that are best, worst first; each once."""
+    """The clips that are worst, then those that are best, worst first; each once. One without a number is the worst,
+    and never among the best."""
     order = r2c.nan_to_num(-torch.inf).argsort(stable=True).tolist()
-    return order if len(order) <= 2 * count else order[:count] + order[-count:]
+    if len(order) <= 2 * count:
+        return order
+    return order[:count] + [clip for clip in order[count:] if r2c[clip].isfinite()][-count:]
 
 
 @torch.inference_mode()

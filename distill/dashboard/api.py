@@ -48,17 +48,18 @@ class Api:
         return None if found is None else encode(found)
 
     def find(self, parts: Sequence[str]) -> Any:
+        known = self.known()  # once: a run may be gone at a second look
         match parts:
             case ["runs"]:
-                return self.list()
-            case ["runs", name, *rest] if name in self.known():
-                return about(self.known()[name], rest)
-            case ["compare", a, b] if a in self.known() and b in self.known():
-                return compare(self.known()[a], self.known()[b])
+                return self.list(known)
+            case ["runs", name, *rest] if name in known:
+                return about(known[name], rest)
+            case ["compare", a, b] if a in known and b in known:
+                return compare(known[a], known[b])
         return None
 
-    def list(self) -> dict[str, Any]:
-        briefs = [run.brief() for run in self.known().values()]
+    def list(self, known: Mapping[str, Run] | None = None) -> dict[str, Any]:
+        briefs = [run.brief() for run in (self.known() if known is None else known).values()]
         return {"runs": briefs, "sets": comparable_sets(briefs), "roots": [str(root) for root in self.runs.roots]}
 
 
@@ -70,9 +71,12 @@ def about(run: Run, parts: Sequence[str]) -> Any:
             return {"name": run.name, "summary": rounded(summary), "recipe": run.recipe(), "problems": run.problems()}
         case ["series"]:
             run.journal.read_on()
-            at = run.journal
-            share = at.offset / at.size if at.size else 1.0
-            return {"series": at.listed(), "problems": run.problems(), "read": round(share, 3)}
+            state = run.journal.state()
+            return {
+                "series": state.series,
+                "problems": run.problems(state.problems),
+                "read": int(1000 * state.read) / 1000,
+            }
         case ["series", number] if number.isdecimal() and len(number) < 7:
             run.journal.read_on()
             return run.journal.points(int(number), POINTS)

@@ -5,6 +5,7 @@ Nothing in such a file stops a reading: what cannot be understood is counted, an
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import stat
@@ -13,14 +14,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
 CHUNK = 2**20  # bytes read at a time, and the longest line that is looked at
+MARK = 4096  # bytes at the start of what was read, and at its end, by which the file is known again
 SERIES = 2000  # of one run; further ones are not kept
 POINTS = 200_000  # of one series; beyond that every series is thinned, extremes kept
 AXES = ("seconds", "bytes")  # metrics of the split train that say how far a run is at a step, beside the step itself
+NO_FILE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO)  # nothing there, nothing below, a link, a socket
 HALF = "the last line is half written"
 
 
@@ -47,8 +50,8 @@ class Series:
             "last": last if np.isfinite(last) else None,
         }
 
-    def add(self, entry: dict[str, Any], value: float) -> None:
-        self.step.append(float(entry["step"]))
+    def add(self, step: float, value: float) -> None:
+        self.step.append(step)
         self.value.append(value)
         self.seen += 1
         if len(self.step) >= POINTS:
@@ -68,6 +71,16 @@ class Series:
         return {"step": step[chosen].tolist(), "value": values}
 
 
+@dataclass(frozen=True)
+class State:
+    """series: what is known of each, in the order in which they came. problems: what is wrong with the file, in words.
+    read: the share of it that was read."""
+
+    series: list[dict[str, Any]]
+    problems: list[str]
+    read: float
+
+
 class Journal:
     """The metrics of one run, as far as they have been read."""
 
@@ -80,25 +93,35 @@ class Journal:
         self.problems: dict[str, tuple[int, int]] = {}  # what is wrong -> the first line that has it, how many have
         self.offset = self.size = self.lines = 0
         self.rest, self.skipping, self.inode = b"", False, 0
+        self.head = self.tail = b""
 
     def read_on(self, budget: int = 2**26) -> None:
         """Reads what was appended, at most `budget` bytes; anew where the file was replaced, as a resumed run does."""
         with self.lock:
-            found = regular(self.path)
-            if found is None:
+            file = opened(self.path)
+            if file is None:
                 return self._start_over()
-            if found.st_ino != self.inode or found.st_size < self.offset:
-                self._start_over()
-            self.inode, self.size = found.st_ino, found.st_size
-            if self.offset == self.size:
-                return None
-            with open(self.path, "rb") as file:
-                file.seek(self.offset)
+            with file:
+                found = os.fstat(file.fileno())
+                if found.st_ino != self.inode or not self._goes_on(file):
+                    self._start_over()
+                    file.seek(0)
                 while budget > 0 and (chunk := file.read(min(CHUNK, budget))):
                     budget -= len(chunk)
                     self.offset += len(chunk)
+                    self.head = (self.head + chunk[:MARK])[:MARK]
+                    self.tail = (self.tail + chunk[-MARK:])[-MARK:]
                     self._take(chunk)
+                self.inode, self.size = found.st_ino, max(found.st_size, self.offset)
         return None
+
+    def _goes_on(self, file: BinaryIO) -> bool:
+        """Whether a file begins with what was read, as far as its ends tell: the number of a file that is gone is given
+        to another. Leaves the file where the reading ended."""
+        file.seek(0)
+        head = file.read(len(self.head))
+        file.seek(self.offset - len(self.tail))
+        return (head, file.read(len(self.tail))) == (self.head, self.tail)
 
     def _take(self, chunk: bytes) -> None:
         *lines, rest = (self.rest + chunk).split(b"\n")
@@ -119,16 +142,16 @@ class Journal:
             if problem:
                 self._blame(problem, number)
             return
+        try:  # before there is a series: one without a point has no last value
+            step, value = float(entry["step"]), float("nan" if entry["value"] is None else entry["value"])
+        except OverflowError:
+            return self._blame("a number that is too large", number)
         names = tuple(entry.get(name) for name in ("split", "target", "metric", "converter"))
         if names not in self.series:
             if len(self.series) == SERIES:
                 return self._blame(f"of more than {SERIES} metrics, which are not shown", number)
             self.series[names] = Series(*names)
-        try:
-            value = float(entry["value"]) if entry["value"] is not None else float("nan")
-            self.series[names].add(entry, value)
-        except OverflowError:
-            return self._blame("a number that is too large", number)
+        self.series[names].add(step, value)
         if not np.isfinite(value):
             self._blame("without a finite value", number)
         return None
@@ -137,10 +160,22 @@ class Journal:
         first, count = self.problems.get(problem, (number, 0))
         self.problems[problem] = (first, count + 1)
 
-    def listed(self) -> list[dict[str, Any]]:
-        """What is known of each series, in the order in which they came."""
+    def state(self) -> State:
+        """What is known of the file, of one moment."""
         with self.lock:
-            return [series.about() for series in self.series.values()]
+            found = [
+                f"metrics.jsonl: {count} line{'s' * (count > 1)} {problem} (the first is line {first})"
+                for problem, (first, count) in self.problems.items()
+            ]
+            half = [f"metrics.jsonl: {HALF} ({len(self.rest)} bytes)"] if self.rest else []
+            share = self.offset / self.size if self.size else 1.0
+            return State([series.about() for series in self.series.values()], found + half, share)
+
+    def listed(self) -> list[dict[str, Any]]:
+        return self.state().series
+
+    def complaints(self) -> list[str]:
+        return self.state().problems
 
     def points(self, number: int, count: int) -> dict[str, Any] | None:
         """Series `number` of the list, thinned to about `count` points, and at each the `seconds` and `bytes` that the
@@ -154,14 +189,6 @@ class Journal:
             axes = {name: at(points["step"], axis) for name, axis in known.items() if axis is not None}
             return found[0].about() | points | axes
 
-    def complaints(self) -> list[str]:
-        """What is wrong with the file, in words."""
-        found = [
-            f"metrics.jsonl: {count} line{'s' * (count > 1)} {problem} (the first is line {first})"
-            for problem, (first, count) in self.problems.items()
-        ]
-        return found + ([f"metrics.jsonl: {HALF} ({len(self.rest)} bytes)"] if self.rest else [])
-
 
 def at(steps: Sequence[float | None], axis: Series) -> list[float | None]:
     """What an axis was at some steps: between two that it has in proportion, from 0 at step 0, None past its last."""
@@ -171,8 +198,23 @@ def at(steps: Sequence[float | None], axis: Series) -> list[float | None]:
     return [float(f"{v:.6g}") if np.isfinite(v) else None for v in found]
 
 
+def opened(path: Path) -> BinaryIO | None:
+    """A file, None where there is none, or something else: a pipe would block, a link lead elsewhere. It is looked at
+    once it is open: a name may come to stand for something else in between."""
+    try:
+        number = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError as error:
+        if error.errno in NO_FILE:
+            return None
+        raise
+    if stat.S_ISREG(os.fstat(number).st_mode):
+        return open(number, "rb")
+    os.close(number)
+    return None
+
+
 def regular(path: Path) -> os.stat_result | None:
-    """The state of a file, None where there is none, or something else: a pipe would block, a link lead elsewhere."""
+    """The state of a file, None where there is none, or something else, as in `opened`."""
     try:
         found = path.lstat()
     except OSError:

@@ -57,14 +57,16 @@ class Run:
     def settings(self) -> dict[str, str]:
         return self.cached("recipe.yaml", read_settings) or {}
 
-    def problems(self) -> list[str]:
+    def problems(self, of_metrics: list[str] | None = None) -> list[str]:
         wrong_with_summary = self.short()[1]
-        return ([wrong_with_summary] if wrong_with_summary else []) + self.journal.complaints()
+        of_metrics = self.journal.complaints() if of_metrics is None else of_metrics
+        return ([wrong_with_summary] if wrong_with_summary else []) + of_metrics
 
-    def stamp(self) -> list[int]:
-        """Changes whenever metrics or summary do."""
-        states = [regular(self.path / name) for name in FILES[:2]]
-        return [state.st_size if state else 0 for state in states]
+    def stamp(self) -> str:
+        """Another one whenever metrics, summary or where.json are."""
+        states = [regular(self.path / name) for name in (*FILES[:2], "where.json")]
+        told = [(state.st_ino, state.st_mtime_ns, state.st_size) if state else None for state in states]
+        return hashlib.sha256(repr(told).encode()).hexdigest()[:12]
 
     def brief(self) -> dict[str, Any]:
         """What the list of runs shows."""

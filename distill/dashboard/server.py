@@ -71,12 +71,16 @@ class Handler(BaseHTTPRequestHandler):
         name = host[: host.rindex(":")] if host.rpartition(":")[2].isdecimal() and ":" in host else host
         if name.lower() not in HOSTS:
             return self.refuse(HTTPStatus.MISDIRECTED_REQUEST, f"the Host must be one of {', '.join(HOSTS)}")
-        path = urlsplit(self.path).path
+        try:
+            path = urlsplit(self.path).path
+        except ValueError:
+            return self.refuse(HTTPStatus.BAD_REQUEST, "this is no address")
         try:
             found = self.look_up(path)
-        except OSError as error:
-            print(f"{path}: {error}", file=sys.stderr)
-            return self.refuse(HTTPStatus.INTERNAL_SERVER_ERROR, "a file of a run could not be read")
+        except Exception as error:  # whatever it is, a browser gets an answer, and the next request another
+            print(f"{path!r}: {error!r}", file=sys.stderr)
+            why = "a file of a run could not be read" if isinstance(error, OSError) else "this could not be answered"
+            return self.refuse(HTTPStatus.INTERNAL_SERVER_ERROR, why)
         if found is None:
             return self.refuse(HTTPStatus.NOT_FOUND, "there is no such thing")
         return self.send(HTTPStatus.OK, *found)

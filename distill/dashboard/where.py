@@ -88,15 +88,16 @@ class Where:
         positions = r2c(self.sums(target, candidate, "positions", int(np.prod(grid)) * bool(grid) + len(special)))
         whole = len(positions) - len(special)
         by_clip = r2c(self.sums(target, candidate, "clips", len(self.clips)))
-        order = np.argsort(np.nan_to_num(by_clip, nan=np.inf), kind="stable")
+        order = np.argsort(np.nan_to_num(by_clip, nan=-np.inf), kind="stable")  # as the run orders those that it shows
         clips = [self.clips[at] | {"r2c": float(by_clip[at])} for at in order]
+        best = [clip for clip in clips[LISTED:] if np.isfinite(clip["r2c"])]
         found = {
             "candidates": self.candidates(target),
             "grid": grid,
             "positions": positions[:whole].tolist(),
             "special": dict(zip(special, positions[whole:].tolist(), strict=True)),
             "channels": histogram(r2c(self.sums(target, candidate, "channels"))),
-            "clips": {"worst": clips[:LISTED], "best": clips[::-1][:LISTED], "of": len(clips)},
+            "clips": {"worst": clips[:LISTED], "best": best[-LISTED:][::-1], "of": len(clips)},
             "shares": layout.get("shares"),
         }
         return rounded(found) | {"pictures": self.pictures(target)}
@@ -106,9 +107,9 @@ class Where:
         the run has no picture of this target."""
         shown = self.targets[target].get("shown") or []
         try:
-            places = [int(entry["clip"]) for entry in shown]
-            if min(places, default=0) < 0:
-                raise IndexError(min(places))
+            places = [entry["clip"] for entry in shown]
+            if not all(type(place) is int and place >= 0 for place in places):
+                raise IndexError(places)
             clips = [self.clips[place] | {"r2c": entry.get("r2c")} for place, entry in zip(places, shown, strict=True)]
         except (TypeError, KeyError, ValueError, IndexError, AttributeError):
             raise ValueError(
@@ -163,8 +164,17 @@ def cut(image: np.ndarray) -> dict[str, Any]:
 
 
 def paired(ours: np.ndarray, theirs: np.ndarray, groups: Sequence[str]) -> dict[str, float]:
-    """r2c of one less that of another from their (2, n) sums over the same clips, with the 95% interval over groups."""
+    """r2c of one less that of another from their (2, n) sums over the same clips, with the 95% interval over groups.
+    Raises ValueError where there is none: below two groups, or where a clip has no group or no number."""
     names, group = np.unique(groups, return_inverse=True)
+    lost = int((~np.isfinite(ours) | ~np.isfinite(theirs)).any(0).sum())
+    for what, count in (("group", sum(not name for name in groups)), ("number", lost)):
+        if count:
+            raise ValueError(f"{count} of {len(groups)} test clips have no {what}")
+    if len(names) < 2:
+        raise ValueError(
+            f"the test clips are in {len(names)} group{'s' * (not len(names))}, and resampling groups needs 2"
+        )
     draws = np.random.default_rng(0).integers(0, len(names), (RESAMPLES, len(names)))
     weights = np.stack([np.bincount(draw, minlength=len(names)) for draw in draws]).astype(np.float64)
     by_group = [np.stack([np.bincount(group, row, len(names)) for row in sums]) for sums in (ours, theirs)]

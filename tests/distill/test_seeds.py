@@ -57,6 +57,89 @@ def test_means_and_the_widest_intervals() -> None:
         one_of([{"a": {"b": 1}}, {"a": {"c": 1}}])
 
 
+def test_what_has_no_mean_is_kept_where_all_agree() -> None:
+    """Settings and booleans are no measurements; a count of what was recovered is one."""
+    a = {
+        "mlp_rate": 0.3,
+        "cost": {"threads": 1, "latency_ms": 2.0, "parameters": 7},
+        "rank_recovery": {"videomae": {"k": 3, "of": 24, "r2": [0.5, None]}},
+        "deficiency": {
+            "strength": 1.0,
+            "amounts": {"nuclear": 0.1, "rank": 8},
+            "targets": {"v": {"mask": {"masks": 3}}},
+        },
+        "clips": {"test": 20, "refused": 0},
+        "flags": [True, True],
+        "probes": {"strength": {"value": 0.5, "clips": 9}},
+        "equivalent_pixels": {"videomae": {"value": None, "beyond": 4.0}},
+    }
+    assert one_of([a, a, a]) == a and one_of([a, a, a])["flags"][0] is True
+    b = {
+        "mlp_rate": 3.0,
+        "cost": {"threads": 2, "latency_ms": 3.0, "parameters": 7},
+        "rank_recovery": {"videomae": {"k": 6, "of": 23, "r2": [0.7, 0.1]}},
+        "deficiency": {
+            "strength": 2.0,
+            "amounts": {"nuclear": 0.3, "rank": 4},
+            "targets": {"v": {"mask": {"masks": 5}}},
+        },
+        "clips": {"test": 20, "refused": 3},
+        "flags": [True, False],
+        "probes": {"strength": {"value": 0.7, "clips": 8}},
+        "equivalent_pixels": {"videomae": {"value": None, "beyond": 2.0}},
+    }
+    assert one_of([a, b]) == {
+        "mlp_rate": None,
+        "cost": {"threads": None, "latency_ms": 2.5, "parameters": 7},
+        "rank_recovery": {"videomae": {"k": 4.5, "of": None, "r2": [0.6, None]}},
+        "deficiency": {
+            "strength": None,
+            "amounts": {"nuclear": None, "rank": None},
+            "targets": {"v": {"mask": {"masks": None}}},
+        },
+        "clips": {"test": 20, "refused": None},
+        "flags": [True, None],
+        "probes": {"strength": {"value": 0.6, "clips": None}},
+        "equivalent_pixels": {"videomae": {"value": None, "beyond": None}},
+    }
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "message"),
+    [
+        ({"a": 1}, None, "differ in the entries of x"),
+        ([1, 2], [1], "differ in the length of x: 2, 1"),
+        ([1, 2], None, "differ in the length of x: 2, none"),
+    ],
+)
+def test_summaries_of_another_form_are_refused(ours: Any, theirs: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        one_of([{"x": ours}, {"x": theirs}])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("converter: {family: wide}", "it has no train.seed"),
+        ("train: 3", "it has no train.seed"),
+        ("train: {seed: one}", "it has no train.seed"),
+        ("train: {steps: 9}", "it has no train.seed"),
+        ("", "it has no train.seed"),
+        ("train: {seed: [", "while parsing a flow node"),
+        ("train: \x00", "unacceptable character"),
+    ],
+)
+def test_a_recipe_without_a_seed_is_named(
+    text: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = two_families(tmp_path)
+    (runs[1] / "recipe.yaml").write_text(text)
+    with pytest.raises(ValueError, match=message) as caught:
+        by_recipe(runs)
+    assert str(caught.value).startswith(f"{runs[1] / 'recipe.yaml'} is not the recipe of a run (")
+    assert main(["--seeds", *map(str, runs)]) == 1 and message in capsys.readouterr().err
+
+
 def test_the_board_says_what_holds_for_every_seed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     runs = two_families(tmp_path)
     assert main(["--seeds", *map(str, runs)]) == 0

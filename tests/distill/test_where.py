@@ -62,6 +62,9 @@ def test_the_ends_are_the_worst_and_the_best_once_each() -> None:
     r2c = torch.tensor([0.5, 0.1, float("nan"), 0.9, 0.2, 0.8, 0.3, 0.7, 0.4, 0.6])
     assert where.ends(r2c, count=2) == [2, 1, 5, 3]
     assert where.ends(r2c[:4], count=2) == [2, 1, 0, 3]
+    nothing = torch.tensor([0.5, float("nan"), -torch.inf, float("nan"), float("nan"), 0.7])
+    assert where.ends(nothing, count=2) == [1, 3, 0, 5] and where.ends(nothing, count=1) == [1, 5]
+    assert where.ends(nothing[:5], count=2) == [1, 3, 0] and where.ends(torch.full((9,), torch.nan), count=2) == [0, 1]
 
 
 def test_pictures_share_one_basis(ridge: Floors, store: FeatureStore) -> None:
