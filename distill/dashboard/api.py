@@ -21,7 +21,8 @@ from typing import Any
 from safetensors import SafetensorError
 
 from distill.dashboard.compare import compare, where_of
-from distill.dashboard.runs import Run, Runs, comparable_sets, rounded
+from distill.dashboard.runs import Run, Runs, rounded
+from distill.dashboard.sets import comparable_sets
 
 POINTS = 600
 SCAN_EVERY = 1.0  # seconds

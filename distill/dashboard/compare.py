@@ -7,7 +7,8 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from distill.dashboard.runs import MUST_AGREE, Run, differing, rounded, section
+from distill.dashboard.runs import Run, rounded, section
+from distill.dashboard.sets import MUST_AGREE, differing
 from distill.dashboard.where import RECORD, Where, paired
 
 PAIRED = "paired over groups of test clips"
@@ -29,7 +30,10 @@ def compare(a: Run, b: Run) -> dict[str, Any]:
         name: [section(summary, "digests").get(name) for summary in (ours, theirs)] for name in MUST_AGREE
     }
     if different := differing(ours, theirs):
-        values = "; ".join(f"{name}: {' and '.join(str(v)[:12] for v in found['digests'][name])}" for name in different)
+        values = "; ".join(
+            f"{name}: {' and '.join('not told' if v is None else str(v)[:12] for v in each)}"
+            for name, each in different.items()
+        )
         return found | {"refused": f"they differ in {', '.join(different)} ({values}): their numbers mean other things"}
     common = [target for target in ours["targets"] if target in theirs["targets"]]
     if not common:

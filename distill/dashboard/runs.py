@@ -18,7 +18,6 @@ INSIDE = ("checkpoints", "bundle")  # of a run, where no further runs are
 LARGEST = 2**26  # bytes of a summary or recipe that are read
 TAIL = 2**18  # bytes of a run's metrics that tell how far it is
 QUIET = 600  # seconds without a line after which a run that has not ended no longer counts as running
-MUST_AGREE = ("split", "view", "data", "normaliser")
 Summary = Mapping[str, Any]
 
 
@@ -165,6 +164,7 @@ def shortened(summary: Summary) -> dict[str, Any]:
         "equivalent_pixels": section(summary, "equivalent_pixels"),
         "regret": section(section(summary, "oracle"), "regret"),
         "digests": section(summary, "digests"),
+        "spaces": section(summary, "spaces"),
         "weights": summary.get("weights"),
         "deficiency": {name: deficiency.get(name) for name in ("kind", "strength", "amounts", "twin")},
         "head": bool(heads),
@@ -240,49 +240,3 @@ def digest(told: Mapping[str, str]) -> str:
 
 def whole(text: str | None) -> int | None:
     return int(text) if text and text.isdecimal() and len(text) < 16 else None
-
-
-# --- what can be compared
-
-
-def differing(ours: Summary, theirs: Summary) -> list[str]:
-    """Of split, view, data and normaliser those in which two runs differ. The last is one of all targets, and says
-    nothing of runs on other ones."""
-    same_targets = set(ours["targets"]) == set(theirs["targets"])
-    digests = [section(summary, "digests") for summary in (ours, theirs)]
-    return [
-        name
-        for name in MUST_AGREE
-        if digests[0].get(name) != digests[1].get(name) and (name != "normaliser" or same_targets)
-    ]
-
-
-def comparable_sets(briefs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Parts the finished runs into sets within which all can be compared, the largest first: writes the number of its
-    set into each, and says of every set its digests, clips, targets, and in what it differs from the first."""
-    sets: list[dict[str, Any]] = []
-    for brief in briefs:
-        if "targets" not in brief:
-            continue
-        home = next((one for one in sets if not any(differing(brief, other) for other in one["kinds"])), None)
-        if home is None:
-            home = {"kinds": [], "runs": []}
-            sets.append(home)
-        if not any(brief["targets"].keys() == other["targets"].keys() for other in home["kinds"]):
-            home["kinds"].append(brief)
-        home["runs"].append(brief)
-    sets.sort(key=lambda one: -len(one["runs"]))
-    for number, one in enumerate(sets):
-        for brief in one["runs"]:
-            brief["set"] = number
-        one["differs"] = differing(one["kinds"][0], sets[0]["kinds"][0])
-    return [
-        {
-            "digests": one["kinds"][0]["digests"],
-            "clips": one["kinds"][0]["clips"],
-            "differs": one["differs"],
-            "runs": len(one["runs"]),
-            "targets": sorted({target for brief in one["kinds"] for target in brief["targets"]}),
-        }
-        for one in sets
-    ]

@@ -45,6 +45,7 @@ def summary(
         "head": None,
         "clips": {"train": 600, "val": 100, "test": 200, "refused": 0},
         "digests": DIGESTS,
+        "spaces": {target: f"space of {target}" for target in targets},
     }
     return found | entries
 

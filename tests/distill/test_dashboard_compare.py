@@ -64,6 +64,19 @@ def test_other_clips_or_another_space_are_refused_by_name(name: str, tmp_path: P
     assert "targets" not in found
 
 
+def test_runs_that_share_a_target_in_another_space_are_refused(tmp_path: Path) -> None:
+    """The normaliser of all targets says nothing where these are not the same: the space of each does."""
+    a = write_run(tmp_path / "a", targets=["videomae"])
+    b = write_run(tmp_path / "b", targets=["videomae", "vivit"], spaces={"videomae": "another", "vivit": "v"})
+    assert (
+        "they differ in normaliser of videomae (normaliser of videomae: space of vid and another)"
+        in (pair(a, b)["refused"])
+    )
+    c = write_run(tmp_path / "c", targets=["videomae", "vivit"], spaces={})
+    assert "(normaliser of videomae: space of vid and not told)" in pair(a, c)["refused"]
+    assert "targets" in pair(a, write_run(tmp_path / "d", targets=["videomae", "vivit"]))
+
+
 def test_runs_without_numbers_or_a_common_target_are_refused(tmp_path: Path) -> None:
     a, b = write_run(tmp_path / "a"), write_run(tmp_path / "b", finished=False)
     assert "b has no summary.json that can be read" in pair(a, b)["refused"]
