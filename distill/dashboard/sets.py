@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from distill.dashboard.runs import Summary, section
+from distill.dashboard.summary import Summary, section
 
 MUST_AGREE = ("split", "view", "data", "normaliser")
 Values = tuple[Any, Any]

@@ -15,7 +15,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from distill.dashboard.journal import regular
-from distill.dashboard.runs import read_text, rounded
+from distill.dashboard.summary import read_text, rounded
 
 RECORD, TENSORS = "where.json", "where.safetensors"
 VERSION = 1
@@ -170,5 +170,6 @@ def paired(ours: np.ndarray, theirs: np.ndarray, groups: Sequence[str]) -> dict[
     by_group = [np.stack([np.bincount(group, row, len(names)) for row in sums]) for sums in (ours, theirs)]
     drawn = [weights @ sums.T for sums in by_group]
     differences = r2c(drawn[0].T) - r2c(drawn[1].T)
-    low, high = np.nanpercentile(differences, [2.5, 97.5])
+    known = np.isfinite(differences).any()
+    low, high = np.nanpercentile(differences, [2.5, 97.5]) if known else (float("nan"), float("nan"))
     return {"value": float(r2c(ours.sum(1)) - r2c(theirs.sum(1))), "low": low, "high": high}

@@ -60,8 +60,9 @@ function show({ verdict, chart, numbers, recipe }, found) {
     replace(numbers, h("h2", {}, "Numbers"), h("p", { class: "note" }, "Not shown, for they would not mean the same."));
     return chart.say("");
   }
-  const changes = Object.entries(found.targets).map(([target, metrics]) => ({ target, ...metrics.r2c, note: found.notes[target] }));
-  replace(verdict, h("h2", {}, "Which is better in r2c"), h("ul", {}, changes.map((one) => h("li", {}, h("b", {}, one.target), `: ${judge(one)}`))),
+  const all = Object.entries(found.targets).map(([target, metrics]) => ({ target, ...metrics.r2c, note: found.notes[target] }));
+  const changes = all.filter((one) => one.value != null);
+  replace(verdict, h("h2", {}, "Which is better in r2c"), h("ul", {}, all.map((one) => h("li", {}, h("b", {}, one.target), `: ${judge(one)}`))),
     h("details", {}, h("summary", {}, "Same clips, view and normaliser"), hashes));
   replace(numbers, h("h2", {}, "Numbers on test"), h("div", { class: "tiles" }, Object.entries(found.targets).map(([target, metrics]) => h("div", {}, h("h3", {}, target),
     table(["metric", "A", "B", "B − A"], Object.entries(metrics).filter(([, at]) => at.a != null || at.b != null).map(numbersOf)),
@@ -76,13 +77,15 @@ function numbersOf([name, at]) {
 
 const short12 = (text) => (text == null ? "not there" : String(text).slice(0, 12));
 
-function judge({ value, low, high }) {
+function judge({ value, low, high, note }) {
+  if (value == null) return note;
   const by = `${signed(value, 4)} ${between(low, high, 4)}`;
   if (low == null) return `${by}: without an interval, nothing is shown`;
   return low > 0 ? `B is better, ${by}` : high < 0 ? `B is worse, ${by}` : `not told apart, ${by}`;
 }
 
 function drawChanges(chart, changes) {
+  if (!changes.length) return chart.say("There is no r2c of both.");
   chart.height(90 + 44 * changes.length);
   const ends = changes.map((one) => [one.value, one.low ?? one.value, one.high ?? one.value]);
   const tint = (one, look) => (one.low > 0 ? look.colours[0] : one.high < 0 ? look.colours[1] : look.faint);
