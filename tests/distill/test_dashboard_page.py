@@ -2,51 +2,33 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from browsing import browser, drawn, executable, page, painted, until  # noqa: F401
 from run_folders import write_deprived, write_run
 
 from distill.dashboard.api import Api
 from distill.dashboard.export import export
 from distill.dashboard.server import Server
 
-sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 pytestmark = pytest.mark.browser
 
-NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-QUIET = ("gpu", "quic", "background-networking", "component-update", "sync")
 PAGES = ("overview", "curves", "where", "deficiency", "compare")
 HOSTILE = "<img src=x onerror=alert(1)>"
-READBACK = "Multiple readback operations"  # what Chromium says of PAINTED
-PAINTED = """(layers) => {
-    const found = {};
-    for (const canvas of layers) {
-        const {data} = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
-        for (let at = 0; at < data.length; at += 4) {
-            if (data[at + 3]) found[data.slice(at, at + 3).join()] = (found[data.slice(at, at + 3).join()] ?? 0) + 1;
-        }
-    }
-    return found;
-}"""
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    path = next(filter(None, map(shutil.which, NAMES)), None)
-    if path is None:
-        pytest.skip(f"no browser: none of {', '.join(NAMES)} is on the PATH")
-    flags = ["--no-sandbox", "--no-first-run", *(f"--disable-{name}" for name in QUIET)]
-    with sync_api.sync_playwright() as playwright:
-        found = playwright.chromium.launch(executable_path=path, args=flags)
-        yield found
-        found.close()
+JUNK = (
+    3,
+    [],
+    {"videomae": 3},
+    {"videomae": {"r2c": None}},
+    {"videomae": {"direction": {"all": {"converted": {"alarms": 3}}}}},
+)
 
 
 @pytest.fixture
@@ -67,43 +49,7 @@ def address(runs: Path) -> Iterator[str]:
         server.shutdown()
 
 
-@pytest.fixture
-def page(browser: Any) -> Iterator[Any]:
-    """A page in a context of its own, that fails the test where its console or its requests say so."""
-    context = browser.new_context(viewport={"width": 1400, "height": 900})
-    found = context.new_page()
-    wrong: list[str] = []
-    found.on(
-        "console", lambda at: at.type in ("error", "warning") and READBACK not in at.text and wrong.append(at.text)
-    )
-    found.on("pageerror", lambda error: wrong.append(str(error)))
-    found.on("dialog", lambda dialog: (wrong.append(f"dialog {dialog.message}"), dialog.dismiss()))
-    found.on("request", lambda at: at.url.startswith(("http://127.0.0.1:", "file:", "blob:")) or wrong.append(at.url))
-    yield found
-    context.close()
-    assert not wrong
-
-
-def until(found: Callable[[], Any], seconds: float = 60) -> Any:
-    """What `found` returns as soon as it is true. The page's policy forbids Playwright's own waiting on expressions."""
-    end = time.monotonic() + seconds
-    while not (value := found()) and time.monotonic() < end:
-        time.sleep(0.1)
-    assert value
-    return value
-
-
-def painted(page: Any, title: str) -> dict[str, int]:
-    """Colour -> pixels of the chart under a title that begins so, all its layers; empty until it is drawn."""
-    chart = page.locator("section.card", has=page.locator("h2", has_text=title)).locator("canvas")
-    return chart.evaluate_all(PAINTED)
-
-
-def drawn(page: Any, title: str) -> dict[str, int]:
-    return until(lambda: len(found := painted(page, title)) > 3 and found)
-
-
-def test_every_page_opens_and_draws(page: Any, address: str) -> None:
+def test_every_page_opens_and_draws(page: Any, address: str) -> None:  # noqa: F811
     page.goto(address)
     charts = {
         "overview": ["Families and floors", "Quality against cost", "Is it still improving"],
@@ -119,7 +65,7 @@ def test_every_page_opens_and_draws(page: Any, address: str) -> None:
             drawn(page, title)
 
 
-def test_the_overview_answers_at_one_look(page: Any, address: str) -> None:
+def test_the_overview_answers_at_one_look(page: Any, address: str) -> None:  # noqa: F811
     page.goto(address)
     row = page.locator("table tr", has=page.locator("th", has_text="videomae")).first
     text = until(lambda: row.count() and row.inner_text())
@@ -135,7 +81,7 @@ def test_the_overview_answers_at_one_look(page: Any, address: str) -> None:
     assert "30 of 30" in page.locator("tr", has_text="going").inner_text()
 
 
-def test_the_overview_puts_an_error_on_a_scale(page: Any, address: str, runs: Path) -> None:
+def test_the_overview_puts_an_error_on_a_scale(page: Any, address: str, runs: Path) -> None:  # noqa: F811
     shown = {"videomae": {"value": 1.3, "beyond": None}, "vivit": {"value": None, "beyond": 4.0}}
     told = {"regret": {"videomae": {"value": 1.07, "low": 1.06, "high": 1.08}}}
     write_run(runs / "best", r2c=0.9, equivalent_pixels=shown, oracle=told)
@@ -146,7 +92,7 @@ def test_the_overview_puts_an_error_on_a_scale(page: Any, address: str, runs: Pa
     assert text.count("px") == 2 and text.count("regret") == 1
 
 
-def test_a_run_is_chosen_and_its_link_opens_elsewhere(page: Any, browser: Any, address: str) -> None:
+def test_a_run_is_chosen_and_its_link_opens_elsewhere(page: Any, browser: Any, address: str) -> None:  # noqa: F811
     page.goto(f"{address}#/curves?teacher=videomae")
     before = drawn(page, "val / videomae / r2c")
     page.locator(".runs li", has_text="strong").locator("input").check()
@@ -162,7 +108,7 @@ def test_a_run_is_chosen_and_its_link_opens_elsewhere(page: Any, browser: Any, a
     other.context.close()
 
 
-def test_a_zoom_stands_in_the_address(page: Any, browser: Any, address: str) -> None:
+def test_a_zoom_stands_in_the_address(page: Any, browser: Any, address: str) -> None:  # noqa: F811
     page.goto(f"{address}#/curves?teacher=videomae&series=train+%2F+loss")
     drawn(page, "train / loss")
     page.locator(".canvas").hover()
@@ -176,7 +122,7 @@ def test_a_zoom_stands_in_the_address(page: Any, browser: Any, address: str) -> 
         other.context.close()
 
 
-def test_a_line_that_a_run_appends_is_seen(page: Any, address: str, runs: Path) -> None:
+def test_a_line_that_a_run_appends_is_seen(page: Any, address: str, runs: Path) -> None:  # noqa: F811
     page.goto(address)
     page.locator("a", has_text="going").click()
     before = drawn(page, "val / ")
@@ -190,7 +136,7 @@ def test_a_line_that_a_run_appends_is_seen(page: Any, address: str, runs: Path) 
     assert "90" in page.locator(".data").inner_text()
 
 
-def test_the_export_opens_without_a_network(page: Any, runs: Path, tmp_path: Path) -> None:
+def test_the_export_opens_without_a_network(page: Any, runs: Path, tmp_path: Path) -> None:  # noqa: F811
     export(Api([runs]), tmp_path / "report.html", say=lambda text: None)
     page.context.set_offline(True)
     page.goto((tmp_path / "report.html").as_uri())
@@ -201,7 +147,7 @@ def test_the_export_opens_without_a_network(page: Any, runs: Path, tmp_path: Pat
         drawn(page, title)
 
 
-def test_names_with_markup_are_text(page: Any, address: str, runs: Path) -> None:
+def test_names_with_markup_are_text(page: Any, address: str, runs: Path) -> None:  # noqa: F811
     folder = write_run(
         runs / HOSTILE / "__proto__", family=HOSTILE, r2c=0.9, targets=["<b>bold</b>", "__proto__", "vivit"]
     )
@@ -222,7 +168,7 @@ def test_names_with_markup_are_text(page: Any, address: str, runs: Path) -> None
     drawn(page, f"val / ../../x / {HOSTILE}")
 
 
-def test_a_large_grid_is_drawn_at_once_when_the_window_changes(page: Any, address: str) -> None:
+def test_a_large_grid_is_drawn_at_once_when_the_window_changes(page: Any, address: str) -> None:  # noqa: F811
     """16 x 14 x 14 places: more than ECharts draws in one frame where it may. A picture that is saved then
     would lack the rest."""
     page.goto(f"{address}#/where?teacher=timesformer")
@@ -241,7 +187,7 @@ def test_a_large_grid_is_drawn_at_once_when_the_window_changes(page: Any, addres
     assert page.locator(".canvas").first.evaluate(last_place) > 200
 
 
-def test_every_chart_is_saved_as_picture_and_numbers(page: Any, address: str) -> None:
+def test_every_chart_is_saved_as_picture_and_numbers(page: Any, address: str) -> None:  # noqa: F811
     page.goto(address)
     drawn(page, "Families and floors")
     for button, start in (("PNG", b"\x89PNG"), ("CSV", b"row,kind,teacher,r2c,low,high,seeds\n")):
@@ -253,7 +199,7 @@ def test_every_chart_is_saved_as_picture_and_numbers(page: Any, address: str) ->
     assert "perceiver,family,videomae,0.7,0.69,0.71,1" in Path(download.value.path()).read_text()
 
 
-def test_broken_runs_say_what_is_broken(page: Any, address: str, runs: Path) -> None:
+def test_broken_runs_say_what_is_broken(page: Any, address: str, runs: Path) -> None:  # noqa: F811
     with open(runs / "going" / "metrics.jsonl", "a") as file:
         file.write("{nonsense\n{half")
     (runs / "one" / "mamba" / "summary.json").write_text('{"targets"')
@@ -267,7 +213,7 @@ def test_broken_runs_say_what_is_broken(page: Any, address: str, runs: Path) -> 
     until(lambda: "The file is damaged" in page.locator("main").inner_text())
 
 
-def test_runs_on_other_clips_are_not_compared(page: Any, address: str, runs: Path) -> None:
+def test_runs_on_other_clips_are_not_compared(page: Any, address: str, runs: Path) -> None:  # noqa: F811
     write_run(runs / "other", digests={"split": "x", "view": "v" * 64, "data": "d" * 64, "normaliser": "n" * 64})
     page.goto(f"{address}#/compare")
     page.get_by_label("B", exact=True).select_option(label="other (perceiver)")
@@ -275,7 +221,7 @@ def test_runs_on_other_clips_are_not_compared(page: Any, address: str, runs: Pat
     assert "they differ in split" in text and page.locator("canvas").count() == 0
 
 
-def test_light_and_dark_and_a_run_that_wrote_nothing(page: Any, address: str) -> None:
+def test_light_and_dark_and_a_run_that_wrote_nothing(page: Any, address: str) -> None:  # noqa: F811
     page.goto(f"{address}#/compare")
     light = drawn(page, "B minus A")
     page.emulate_media(color_scheme="dark")
@@ -289,7 +235,7 @@ def test_light_and_dark_and_a_run_that_wrote_nothing(page: Any, address: str) ->
     until(lambda: "This run has not written it" in page.locator("main").inner_text())
 
 
-def test_the_teacher_is_chosen_by_keys_and_kept(page: Any, address: str) -> None:
+def test_the_teacher_is_chosen_by_keys_and_kept(page: Any, address: str) -> None:  # noqa: F811
     page.goto(address)
     drawn(page, "Quality against cost: timesformer")
     page.keyboard.press("]")
@@ -302,3 +248,30 @@ def test_the_teacher_is_chosen_by_keys_and_kept(page: Any, address: str) -> None
     page.keyboard.press("/")
     page.keyboard.type("mamba")
     until(lambda: page.locator(".runs li").count() == 1)
+
+
+def test_a_browser_is_looked_for_on_the_path_and_where_playwright_puts_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    own = tmp_path / "chrome"
+    assert executable(str(own)) is None
+    own.touch()
+    assert executable(str(own)) == str(own)
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "chromium").touch(mode=0o755)
+    assert executable(str(own)) == str(tmp_path / "bin" / "chromium")
+
+
+def test_numbers_of_another_form_break_no_page(page: Any, address: str, runs: Path) -> None:  # noqa: F811
+    for number, (name, junk) in enumerate(itertools.product(("targets", "gain", "head", "deficiency", "cost"), JUNK)):
+        told = json.loads((runs / "arms" / "strong" / "summary.json").read_text())
+        (runs / f"junk-{number}").mkdir()
+        (runs / f"junk-{number}" / "summary.json").write_text(json.dumps(told | {name: junk}))
+    page.goto(address)
+    for number, name in enumerate(PAGES, 1):
+        page.keyboard.press(str(number))
+        until(lambda name=name: page.locator(f"nav a[aria-current=page][href^='#/{name}']").count())
+        time.sleep(0.5)
+        assert "undefined" not in page.locator("main").inner_text() and "NaN" not in page.locator("main").inner_text()
+        assert page.locator("#status").get_attribute("class") != "lost"
