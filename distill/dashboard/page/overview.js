@@ -4,9 +4,10 @@ import { axis, card, tip, whiskers } from "./card.js";
 import { get } from "./data.js";
 import { floorLines, lineGroups, nearAndFar, reach } from "./floors.js";
 import { amount, between, h, number, replace, select, short, signed, table } from "./dom.js";
-import { COSTS, METRICS, better, chosen, costOf, dig, doubts, equivalentPixels, floorsOf, gained, leadOver, measured, regret, standings, variants } from "./runs.js";
+import { COSTS, METRICS, better, chosen, costOf, dig, equivalentPixels, floorsOf, gained, leadOver, measured, regret, standings, variants } from "./runs.js";
 import { change, linkTo } from "./state.js";
 import { colour, dash, shape } from "./theme.js";
+import { verdict } from "./verdict.js";
 
 const RISING = 0.005; // r2c gained over the last quarter of a run's steps above which it is said to be still rising
 
@@ -61,8 +62,6 @@ function showAnswer(root, model, at, all) {
     const found = measured(best, target, "r2c");
     const gain = gained(best, target);
     const lead = next && leadOver(best, next, target);
-    const { no, care } = doubts(best, at.runs, target);
-    if (lead && !(lead.paired && lead.low > 0)) care.push(`not shown to be ahead of ${next.family}`);
     return [
       h("th", { scope: "row" }, h("a", { href: linkTo({ page: "overview", set: at.set, teacher: target, metric: at.metric, cost: at.cost }) }, target)),
       h("td", { class: "name" }, h("a", { href: linkTo({ page: "curves", set: at.set, teacher: target, runs: best.first.id }) }, best.family), count(best)),
@@ -70,7 +69,7 @@ function showAnswer(root, model, at, all) {
       h("td", { class: "number" }, `${signed(gain.value)} ${between(gain.low, gain.high)}`),
       h("td", { class: "number" }, next ? `${signed(lead.value)} on ${next.family} ${lead.paired ? between(lead.low, lead.high) : "(not paired)"}` : "–"),
       h("td", { class: "number" }, costText(best)),
-      h("td", {}, verdict(no, care, best.seeds.length)),
+      h("td", {}, verdict(best, next, at.runs, target)),
     ];
   });
   replace(root, h("h2", {}, "The best converter of each teacher"),
@@ -85,9 +84,14 @@ function scales(variant, target) {
   const pixels = equivalentPixels(variant, target), over = regret(variant, target);
   const line = (text) => h("div", { class: "faint" }, text);
   return [
-    pixels.beyond != null ? line(`worse than a shift of ${pixels.beyond} px`) : pixels.value != null ? line(`as a shift of ${pixels.value.toFixed(2)} px`) : null,
+    pixels.beyond != null || pixels.value != null ? line(asShift(pixels, variant.seeds.length)) : null,
     over.value != null ? line(`regret ${over.value.toFixed(2)} ${between(over.low, over.high)}`) : null,
   ];
+}
+
+function asShift({ value, beyond, times }, seeds) {
+  if (!times) return `as a shift of ${value.toFixed(2)} px`;
+  return times === seeds ? `worse than a shift of ${beyond} px` : `beyond ${beyond} px in ${times} of ${seeds} seeds`;
 }
 
 const count = (variant) => (variant.seeds.length > 1 ? h("span", { class: "faint" }, ` ${variant.seeds.length} seeds`) : null);
@@ -95,12 +99,6 @@ const count = (variant) => (variant.seeds.length > 1 ? h("span", { class: "faint
 export function costText(variant) {
   const [parameters, macs, ms] = ["parameters", "macs", "latency_ms"].map((name) => costOf(variant, name));
   return parameters == null ? "–" : `${(parameters / 1e6).toFixed(2)} M, ${(macs / 1e9).toFixed(2)} G, ${ms?.toFixed(0) ?? "–"} ms`;
-}
-
-function verdict(no, care, seeds) {
-  if (no.length) return h("span", { class: "verdict no" }, h("b", {}, "✕ no"), `: ${no.join("; ")}`);
-  if (care.length) return h("span", { class: "verdict care" }, h("b", {}, "! with care"), `: ${care.join("; ")}`);
-  return h("span", { class: "verdict yes" }, h("b", {}, "✓ yes"), `: above ridge, paired, and every other floor, ${seeds} seeds`);
 }
 
 // --- families and floors by teacher

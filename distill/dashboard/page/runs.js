@@ -57,11 +57,12 @@ export function gained(variant, target) {
   return { value: mean(each.map((one) => one.value)), ...span(each.map((one) => [one.low, one.high])) };
 }
 
-// Of how many pixels a shift of the teacher's view makes the same error; null where nothing was shifted.
+// Of how many pixels a shift of the teacher's view makes the same error, and in how many seeds (times) it is beyond the
+// largest shift that was measured: then there is no mean.
 export function equivalentPixels(variant, target) {
   const each = variant.seeds.map((run) => dig(run, "equivalent_pixels", target) ?? {});
   const beyond = each.map((one) => one.beyond).filter((one) => one != null);
-  return beyond.length ? { beyond: Math.max(...beyond) } : { value: mean(each.map((one) => one.value)) };
+  return { value: mean(each.map((one) => one.value)), beyond: beyond.length ? Math.max(...beyond) : null, times: beyond.length };
 }
 
 // (1 - R2) / (1 - R2 of Bayes), on an oracle.
@@ -92,14 +93,22 @@ export function standings(all, target) {
   return [...bestOfFamilies(all, target).values()].sort((a, b) => (onVal(b, target) ?? -Infinity) - (onVal(a, target) ?? -Infinity));
 }
 
-// floor or reference -> its number beside a variant, or beside any run that has it. A twin is neither.
+// By how much a variant is above a floor, paired, where every seed says it; else null.
+export function aboveFloor(variant, name, target) {
+  const each = variant.seeds.map((run) => dig(run, "above", name, target) ?? (name === "ridge" ? dig(run, "gain", target) : null));
+  return each.every((one) => one?.value != null) ? { value: mean(each.map((one) => one.value)), ...span(each.map((one) => [one.low, one.high])) } : null;
+}
+
+// floor or reference -> its number beside a variant: the mean over its seeds, or that of the first run that has it. A twin
+// is neither.
 export function floorsOf(variant, runs, target, metric) {
   const found = new Map();
   for (const kind of ["floors", "references"]) {
     for (const run of [...variant.seeds, ...runs.filter((one) => !deprived(one))]) {
       for (const name of Object.keys(run[kind] ?? {})) {
         const value = dig(run, kind, name, target, metric);
-        if (value != null && name !== "twin" && !found.has(name)) found.set(name, { name, value, kind });
+        const ofAll = mean(variant.seeds.map((one) => dig(one, kind, name, target, metric)));
+        if (value != null && name !== "twin" && !found.has(name)) found.set(name, { name, value: ofAll ?? value, kind });
       }
     }
   }
@@ -120,25 +129,3 @@ export function leadOver(best, next, target) {
 }
 
 const folder = (run) => run.name.split("/").slice(0, -1).join("/");
-
-// Why a number is not to be believed (no), or only with care (care).
-export function doubts(variant, runs, target) {
-  const [no, care] = [[], []];
-  const value = measured(variant, target, "r2c").value;
-  const gain = gained(variant, target);
-  const floors = floorsOf(variant, runs, target, "r2c");
-  const at = (name) => floors.get(name)?.value;
-  const mark = dig(variant.first, "marks", target, "r2c");
-  if (mark) no.push(mark);
-  if (variant.first.weights === "standin") no.push("stand-in backbones: this shows machinery only");
-  if (Math.abs(at("shuffled") ?? 0) > 0.05) no.push(`shuffled control is ${at("shuffled").toFixed(2)}: something leaks`);
-  if ((at("shuffled_converter") ?? 0) > 0.05) no.push(`the converter on wrong pairs reaches ${at("shuffled_converter").toFixed(2)}: something leaks`);
-  if (gain.value == null) care.push("no ridge floor to compare with");
-  else if (!(gain.low > 0)) no.push("not above ridge");
-  if (at("pixels") != null && at("pixels") > 0.9 * value) no.push(`pixels alone reach ${at("pixels").toFixed(2)}`);
-  for (const name of ["ridge_local", "skip", "mlp"]) if (at(name) >= value) no.push(`not above the floor ${name}`);
-  if (variant.seeds.length < 3) care.push(`${variant.seeds.length} seed${variant.seeds.length > 1 ? "s" : ""}`);
-  const refused = dig(variant.first, "clips", "refused");
-  if (refused) care.push(`${refused} clips refused`);
-  return { no, care };
-}
