@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+BUDGET = 2**26  # bytes that one reading goes on by
 CHUNK = 2**20  # bytes read at a time, and the longest line that is looked at
 SERIES = 2000  # of one run; further ones are not kept
 POINTS = 200_000  # of one series; beyond that every series is thinned, extremes kept
@@ -81,8 +82,9 @@ class Journal:
         self.offset = self.size = self.lines = 0
         self.rest, self.skipping, self.inode = b"", False, 0
 
-    def read_on(self, budget: int = 2**26) -> None:
-        """Reads what was appended, at most `budget` bytes; anew where the file was replaced, as a resumed run does."""
+    def read_on(self, budget: int | None = None) -> None:
+        """Reads what was appended, at most `budget` bytes (None: BUDGET); anew where the file was replaced."""
+        budget = BUDGET if budget is None else budget
         with self.lock:
             found = regular(self.path)
             if found is None:

@@ -190,13 +190,13 @@ def test_a_large_grid_is_drawn_at_once_when_the_window_changes(page: Any, addres
 def test_every_chart_is_saved_as_picture_and_numbers(page: Any, address: str) -> None:  # noqa: F811
     page.goto(address)
     drawn(page, "Families and floors")
-    for button, start in (("PNG", b"\x89PNG"), ("CSV", b"row,kind,teacher,r2c,low,high,seeds\n")):
+    for button, start in (("PNG", b"\x89PNG"), ("CSV", b"row,kind,teacher,r2c,low,high,seeds,not to be trusted\n")):
         with page.expect_download() as download:
             page.get_by_role("button", name=button).first.click()
         assert Path(download.value.path()).read_bytes().startswith(start)
     with page.expect_download() as download:
         page.get_by_role("button", name="CSV").first.click()
-    assert "perceiver,family,videomae,0.7,0.69,0.71,1" in Path(download.value.path()).read_text()
+    assert "perceiver,family,videomae,0.7,0.69,0.71,1,\n" in Path(download.value.path()).read_text()
 
 
 def test_broken_runs_say_what_is_broken(page: Any, address: str, runs: Path) -> None:  # noqa: F811

@@ -1,11 +1,11 @@
 // What was measured during training: a few runs at a time, the best of every family first.
 
 import { axis, card, tip } from "./card.js";
-import { get } from "./data.js";
+import { pointsOf, readOn, seriesOf } from "./data.js";
 import { amount, h, number, replace, select, shortPath } from "./dom.js";
 import { floorLines, lineGroups, nearAndFar, reach } from "./floors.js";
 import { METRICS, chosen, floorsOf, standings, variants } from "./runs.js";
-import { change, note } from "./state.js";
+import { change, currentState, note } from "./state.js";
 import { colour, dash } from "./theme.js";
 
 const MOST = 12; // runs in one chart
@@ -41,7 +41,7 @@ export function mountCurves(main) {
     change({ runs: runs.slice(-MOST).join(",") || "none" });
   }
 
-  return async (newModel, state) => {
+  return async function update(newModel, state) {
     const mine = ++turn;
     [model, at] = [newModel, chosen(newModel, state)];
     shown = selected(model, at, state);
@@ -49,7 +49,7 @@ export function mountCurves(main) {
     fillList();
     [...list.querySelectorAll("input")].find((one) => one.value === before)?.focus();
     const runs = shown.map((id) => model.byId.get(id));
-    const lists = await Promise.all(runs.map((run) => get(`runs/${run.id}/series`, String(run.stamp))));
+    const lists = await Promise.all(runs.map(seriesOf));
     if (mine !== turn) return;
     const names = metricNames(lists);
     const key = names.includes(state.series) ? state.series : preferred(names, at.target);
@@ -57,7 +57,7 @@ export function mountCurves(main) {
     replace(problems, runs.flatMap((run, i) => complaints(run, lists[i])));
     const found = await Promise.all(runs.map(async (run, i) => {
       const which = lists[i].series.findIndex((one) => nameOf(one) === key);
-      return { run, points: which < 0 ? null : await get(`runs/${run.id}/series/${which}`, String(run.stamp)) };
+      return { run, points: which < 0 ? null : await pointsOf(run, lists[i], which) };
     }));
     if (mine !== turn) return;
     const lines = found.filter((one) => one.points?.step.length);
@@ -67,6 +67,7 @@ export function mountCurves(main) {
     scale.fill([["", "even"], ["log", "logarithmic"]], state.log ?? "");
     floors.fill([["", "near"], ["all", "all"], ["none", "none"]], state.floors ?? "");
     drawCurves(chart, { model, at, lines, key, x, log: state.log === "log", only: axes.length === 1, floors: state.floors, zoom: state.zoom });
+    readOn(lists, () => mine === turn && chart.root.isConnected && update(newModel, currentState()));
   };
 }
 

@@ -1,10 +1,10 @@
 // Which converter, for which teacher, at what cost, and can I believe it.
 
 import { axis, card, tip, whiskers } from "./card.js";
-import { get } from "./data.js";
+import { pointsOf, readOn, seriesOf } from "./data.js";
 import { floorLines, lineGroups, nearAndFar, reach } from "./floors.js";
 import { amount, between, h, number, replace, select, short, signed, table } from "./dom.js";
-import { COSTS, METRICS, better, chosen, costOf, dig, equivalentPixels, floorsOf, gained, leadOver, measured, regret, standings, variants } from "./runs.js";
+import { COSTS, METRICS, better, chosen, costOf, dig, equivalentPixels, floorsOf, gained, leadOver, markOf, measured, regret, standings, variants } from "./runs.js";
 import { change, linkTo } from "./state.js";
 import { colour, dash, shape } from "./theme.js";
 import { verdict } from "./verdict.js";
@@ -115,12 +115,14 @@ function showHeat(heat, at, all) {
   for (const family of families.sort((a, b) => score(b) - score(a))) {
     for (const target of at.targets) {
       const variant = best.get(target).find((one) => one.family === family);
-      if (variant) put(family, target, { ...measured(variant, target, at.metric), kind: "family", run: variant.first.id, seeds: variant.seeds.length });
+      if (variant) put(family, target, { ...measured(variant, target, at.metric), kind: "family", mark: markOf(variant, target, at.metric), seeds: variant.seeds.length });
     }
   }
   rows.set("", rows.size); // an empty row before the floors
   for (const target of at.targets) {
-    if (best.get(target)[0]) for (const floor of floorsOf(best.get(target)[0], at.runs, target, at.metric).values()) put(floor.name, target, floor);
+    const [first] = best.get(target);
+    const mark = first && markOf(first, target, at.metric); // floors are of the same clips; what was computed is of none
+    if (first) for (const floor of floorsOf(first, at.runs, target, at.metric).values()) put(floor.name, target, { ...floor, mark: floor.name === "bayes" ? null : mark });
   }
   const names = [...rows.keys()];
   const values = cells.map((cell) => cell.value).filter((value) => value != null);
@@ -130,8 +132,9 @@ function showHeat(heat, at, all) {
   const height = 50 + names.length * 28;
   heat.height(height);
   const draw = (look) => heatOption(look, { at, names, cells, top, values });
-  const csv = [["row", "kind", "teacher", at.metric, "low", "high", "seeds"], ...cells.map((c) => [c.name, c.kind, c.target, c.value, c.low, c.high, c.seeds])];
-  heat.show(draw, csv, "★ best family of the column. Below: floors and references, beside the best run of the column. A click on a cell chooses its teacher.",
+  const csv = [["row", "kind", "teacher", at.metric, "low", "high", "seeds", "not to be trusted"], ...cells.map((c) => [c.name, c.kind, c.target, c.value, c.low, c.high, c.seeds, c.mark])];
+  const marked = cells.some((cell) => cell.mark) ? " !: not to be trusted, there are too few clips." : "";
+  heat.show(draw, csv, `★ best family of the column. Below: floors and references, beside the best run of the column.${marked} A click on a cell chooses its teacher.`,
     { click: (event) => event.data?.cell && change({ teacher: event.data.cell.target }) });
   return height;
 }
@@ -146,7 +149,7 @@ function heatOption(look, { at, names, cells, top, values }) {
   }));
   const label = ({ data: { cell } }) => {
     const star = top.get(cell.target)?.name === cell.name && cell.kind === "family" ? "★ " : "";
-    return `${star}${number(cell.value, at.metric === "rank_recovery" ? 0 : 3)}${cell.low == null ? "" : ` ±${((cell.high - cell.low) / 2).toFixed(3)}`}`;
+    return `${star}${number(cell.value, at.metric === "rank_recovery" ? 0 : 3)}${cell.low == null ? "" : ` ±${((cell.high - cell.low) / 2).toFixed(3)}`}${cell.mark ? " !" : ""}`;
   };
   return {
     grid: { left: 110, right: 10, top: 26, bottom: 10 },
@@ -154,7 +157,8 @@ function heatOption(look, { at, names, cells, top, values }) {
     yAxis: axis(look, "", { type: "category", inverse: true, data: names, axisLabel: { color: look.text, formatter: (name) => short(name, 15) }, axisLine: { show: false }, splitLine: { show: false } }),
     visualMap: { show: false, dimension: 2, min: low, max: high, inRange: { color: amounts } },
     tooltip: tip(look, ({ data: { cell } }) => [`${cell.name}, ${cell.target}`, `${at.metric} ${number(cell.value, 4)} ${between(cell.low, cell.high, 4)}`,
-      cell.kind === "family" ? `best of its family on val, ${cell.seeds} seed(s)` : cell.kind.slice(0, -1)]),
+      cell.kind === "family" ? `best of its family on val, ${cell.seeds} seed(s)` : cell.kind.slice(0, -1),
+      ...(cell.mark ? [`not to be trusted: ${cell.mark}`] : [])]),
     series: [{
       id: "heat", type: "heatmap", progressive: 0, data, label: { show: true, formatter: label, fontSize: 12 }, itemStyle: { borderColor: look.surface, borderWidth: 2 },
       emphasis: { itemStyle: { borderColor: look.text } },
@@ -201,13 +205,16 @@ function showFront(front, model, at, all) {
 // --- is it still improving
 
 async function showRising(rising, model, at, all) {
+  const turn = (rising.turn = {});
   if (rising.empty()) rising.say("Reading the metrics of the best runs …");
   const best = standings(all, at.target).slice(0, 6);
   const found = await Promise.all(best.map(async ({ first, family }) => {
-    const { series } = await get(`runs/${first.id}/series`, String(first.stamp));
-    const which = series.findIndex((one) => one.split === "val" && one.metric === "r2c" && one.target === at.target && !one.converter);
-    return { run: first, family, points: which < 0 ? null : await get(`runs/${first.id}/series/${which}`, String(first.stamp)) };
+    const list = await seriesOf(first);
+    const which = list.series.findIndex((one) => one.split === "val" && one.metric === "r2c" && one.target === at.target && !one.converter);
+    return { run: first, family, read: list.read, points: which < 0 ? null : await pointsOf(first, list, which) };
   }));
+  if (turn !== rising.turn) return;
+  readOn(found, () => turn === rising.turn && rising.root.isConnected && showRising(rising, model, at, all));
   const shown = found.filter((one) => one.points);
   rising.title(`Is it still improving: r2c on val, ${at.target}`);
   if (!shown.length) return rising.say("These runs hold no r2c on val for this teacher.");
@@ -228,7 +235,7 @@ async function showRising(rising, model, at, all) {
     return late == null ? `${family}: too few points` : `${family} ${late > RISING ? "still rises" : "has levelled off"} (${signed(late)})`;
   });
   rising.show(draw, [["family", "run", "step", "r2c"], ...shown.flatMap(({ run, family, points }) => points.step.map((step, i) => [family, run.name, step, points.value[i]]))],
-    `Over the last quarter of the steps: ${words.join("; ")}. Above +${RISING} counts as rising. Of several seeds the first.`);
+    `Over the last quarter of the steps: ${words.join("; ")}. Above +${RISING} counts as rising. Of several seeds the first.${found.some(({ read }) => read < 1) ? " Not all of their metrics are read yet." : ""}`);
 }
 
 function lastQuarter({ step, value }) {

@@ -52,6 +52,9 @@ export function measured(variant, target, metric) {
   return { value: mean(each), ...span(variant.seeds.map((run) => dig(run, "intervals", target, metric) ?? [])) };
 }
 
+// Why a variant's numbers in a metric are not to be trusted, in any of its seeds: too few clips or groups.
+export const markOf = (variant, target, metric) => variant.seeds.map((run) => dig(run, "marks", target, metric)).find(Boolean);
+
 export function gained(variant, target) {
   const each = variant.seeds.map((run) => dig(run, "gain", target) ?? {});
   return { value: mean(each.map((one) => one.value)), ...span(each.map((one) => [one.low, one.high])) };

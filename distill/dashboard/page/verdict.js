@@ -1,7 +1,7 @@
 // Whether a number can be believed: no, with care, or yes, and why.
 
 import { h } from "./dom.js";
-import { aboveFloor, dig, floorsOf, leadOver, measured } from "./runs.js";
+import { aboveFloor, dig, floorsOf, leadOver, markOf, measured } from "./runs.js";
 
 const NEEDED = ["ridge", "pixels", "mlp", "shuffled"]; // floors without which nothing is believed but with care
 const LEAK = 0.05; // r2c that a control on wrong pairs may reach
@@ -28,7 +28,7 @@ function doubts(best, next, runs, target) {
   const at = (name) => floors.get(name)?.value ?? null;
   const anySeed = (read) => best.seeds.map(read).find(Boolean);
   if (value == null) return { no: ["not every seed has an r2c"], care, paired, bare };
-  const mark = anySeed((run) => dig(run, "marks", target, "r2c"));
+  const mark = markOf(best, target, "r2c");
   if (mark) no.push(mark);
   if (anySeed((run) => run.weights === "standin")) no.push("stand-in backbones: this shows machinery only");
   if (Math.abs(at("shuffled")) > LEAK) no.push(`shuffled control is ${at("shuffled").toFixed(2)}: something leaks`);
