@@ -5,6 +5,8 @@ The rules are those of distill.scoreboard, on which a test holds these two to ea
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -36,8 +38,11 @@ def pair(ours: Mapping[str, Any], theirs: Mapping[str, Any], name: str) -> Value
 
 
 def comparable_sets(briefs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Parts the finished runs into sets within which all can be compared, the largest first: writes the number of its
-    set into each, and says of every set its digests, clips, targets, and in what it differs from the first."""
+    """Parts the finished runs into sets within which all can be compared, the largest first: writes the id of its set
+    into each, and says of every set its digests, clips, targets, and in what it differs from the first.
+
+    A set is known by each of its `kinds`, so that what was called after one is found when further runs have come.
+    """
     sets: list[dict[str, Any]] = []
     for brief in briefs:
         if "targets" not in brief:
@@ -49,12 +54,11 @@ def comparable_sets(briefs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         home["kinds"].setdefault(kind(brief), brief)
         home["runs"].append(brief)
     sets.sort(key=lambda one: -len(one["runs"]))
-    for number, one in enumerate(sets):
-        for brief in one["runs"]:
-            brief["set"] = number
     first = [next(iter(one["kinds"].values())) for one in sets]
-    return [
+    found = [
         {
+            "id": next(iter(one["kinds"])),
+            "kinds": list(one["kinds"]),
             "digests": at["digests"],
             "clips": at["clips"],
             "differs": list(differing(at, first[0])),
@@ -63,8 +67,14 @@ def comparable_sets(briefs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         }
         for at, one in zip(first, sets, strict=True)
     ]
+    for one, about in zip(sets, found, strict=True):
+        for brief in one["runs"]:
+            brief["set"] = about["id"]
+    return found
 
 
-def kind(brief: Mapping[str, Any]) -> tuple[frozenset[str], frozenset[str]]:
-    """Runs of one kind differ from no other run but together: they have the same targets, and say as much of them."""
-    return frozenset(brief["targets"]), frozenset(brief["spaces"])
+def kind(brief: Mapping[str, Any]) -> str:
+    """The same for runs that differ from no other run but together: a digest of all that `differing` looks at."""
+    digests = [brief["digests"].get(name) for name in MUST_AGREE]
+    told = [digests, sorted(brief["targets"]), sorted(brief["spaces"].items())]
+    return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:12]

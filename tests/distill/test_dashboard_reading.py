@@ -191,7 +191,7 @@ def test_the_list_says_of_every_run_what_it_is(tmp_path: Path) -> None:
     assert [brief["state"] for brief in briefs.values()] == ["running", "quiet", "finished"]
     assert briefs["a/going"]["step"] == 40 and briefs["a/going"]["validated"]["vivit"] == pytest.approx(0.57, abs=0.01)
     done = briefs["b/done"]
-    assert (done["family"], done["seed"], done["steps"], done["set"]) == ("perceiver", 3, 100, 0)
+    assert (done["family"], done["seed"], done["steps"], done["set"]) == ("perceiver", 3, 100, found["sets"][0]["id"])
     assert done["targets"]["vivit"]["r2c"] == 0.4 and done["gain"]["vivit"]["low"] == 0.09
 
 

@@ -60,7 +60,8 @@ def test_runs_that_cannot_be_compared_stand_in_other_sets() -> None:
         summary(targets=["videomae"], digests=OTHER, spaces=SPACES),
     ]
     sets = comparable_sets(made)
-    assert [one["set"] for one in made] == [0, 1, 0, 2, 3]
+    ids = [one["id"] for one in sets]
+    assert [ids.index(one["set"]) for one in made] == [0, 1, 0, 2, 3] and len(set(ids)) == 4
     assert [(one["runs"], one["differs"]) for one in sets] == [
         *((2, []), (1, ["split"]), (1, ["normaliser"])),
         (1, ["normaliser of videomae"]),
@@ -70,9 +71,19 @@ def test_runs_that_cannot_be_compared_stand_in_other_sets() -> None:
 
 def test_a_set_holds_no_pair_that_differs_whatever_their_order() -> None:
     """One that says nothing of its spaces may stand beside its like, but not beside runs of other targets."""
-    made = [summary(targets=BOTH), without_spaces(targets=BOTH) | {"spaces": {}}, summary(targets=["vivit"])]
+    made = [summary(targets=BOTH), summary(targets=BOTH, spaces={}), summary(targets=["vivit"])]
     for order in ((0, 1, 2), (2, 1, 0), (1, 2, 0)):
         briefs = [dict(made[at]) for at in order]
         comparable_sets(briefs)
         for a in briefs:
             assert not [b for b in briefs if b["set"] == a["set"] and differing(a, b)]
+
+
+def test_a_set_is_found_by_what_it_was_called_before_further_runs_came() -> None:
+    """Among others, and when it is no longer the first or begins with another kind."""
+    elsewhere = DIGESTS | {"split": "other"}
+    (before,) = comparable_sets([summary(targets=BOTH)])
+    more = [summary(digests=elsewhere), summary(digests=elsewhere, targets=BOTH), summary(digests=elsewhere)]
+    after = comparable_sets([*more, summary(targets=["vivit"], digests=OTHER), summary(targets=BOTH)])
+    assert [before["id"] in one["kinds"] for one in after] == [False, True] and after[1]["id"] != before["id"]
+    assert after[0]["kinds"][0] == after[0]["id"] and len(after[0]["kinds"]) == 2

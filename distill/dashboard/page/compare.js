@@ -3,7 +3,7 @@
 import { axis, card, tip, whiskers } from "./card.js";
 import { get } from "./data.js";
 import { between, h, number, replace, select, signed, table } from "./dom.js";
-import { chosen, standings, variants } from "./runs.js";
+import { chosen, flatters, metricOption, standings, variants } from "./runs.js";
 import { change } from "./state.js";
 
 export function mountCompare(main) {
@@ -72,7 +72,8 @@ function show({ verdict, chart, numbers, recipe }, found) {
 
 function numbersOf([name, at]) {
   const digits = name === "rank_recovery" ? 0 : 4; // a count
-  return [name, number(at.a, digits), number(at.b, digits), `${signed(at.value, digits)} ${between(at.low, at.high, digits)}`];
+  const cells = [metricOption(name)[1], number(at.a, digits), number(at.b, digits), `${signed(at.value, digits)} ${between(at.low, at.high, digits)}`];
+  return flatters(name) ? cells.map((cell) => h("td", { class: "faint" }, cell)) : cells;
 }
 
 const short12 = (text) => (text == null ? "not there" : String(text).slice(0, 12));

@@ -4,7 +4,7 @@ import { axis, card, tip } from "./card.js";
 import { pointsOf, readOn, seriesOf } from "./data.js";
 import { amount, h, number, replace, select, shortPath } from "./dom.js";
 import { floorLines, lineGroups, nearAndFar, reach } from "./floors.js";
-import { METRICS, chosen, floorsOf, standings, variants } from "./runs.js";
+import { METRICS, chosen, floorsOf, metricOption, standings, variants } from "./runs.js";
 import { change, currentState, note } from "./state.js";
 import { colour, dash } from "./theme.js";
 
@@ -53,7 +53,7 @@ export function mountCurves(main) {
     if (mine !== turn) return;
     const names = metricNames(lists);
     const key = names.includes(state.series) ? state.series : preferred(names, at.target);
-    metric.fill(names.map((name) => [name, name]), key, { always: true });
+    metric.fill(names.map(metricOption), key, { always: true });
     replace(problems, runs.flatMap((run, i) => complaints(run, lists[i])));
     const found = await Promise.all(runs.map(async (run, i) => {
       const which = lists[i].series.findIndex((one) => nameOf(one) === key);

@@ -36,7 +36,7 @@ export function mountDeficiency(main) {
     const targets = at.targets.filter((target) => found.some((one) => looked(one, target)));
     at.target = targets.includes(state.teacher) ? state.teacher : targets[0] ?? at.target;
     const full = found.filter((one) => dig(one.summary, "targets", at.target)).sort((a, b) => whole(b) - whole(a) || byDial(a, b));
-    set.fill(model.sets.map((one, number) => [String(number), `${number + 1}: ${one.runs} runs`]), String(at.set));
+    set.fill(model.sets.map((one, number) => [one.id, `${number + 1}: ${one.runs} runs`]), at.set);
     teacher.fill(targets.map((name) => [name, name]), at.target);
     const measured = full.filter((one) => dig(one.summary, "deficiency", "targets", at.target));
     showArms(arms, measured, at.target);

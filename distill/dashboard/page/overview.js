@@ -4,7 +4,7 @@ import { axis, card, tip, whiskers } from "./card.js";
 import { pointsOf, readOn, seriesOf } from "./data.js";
 import { floorLines, lineGroups, nearAndFar, reach } from "./floors.js";
 import { amount, between, h, number, replace, select, short, signed, table } from "./dom.js";
-import { COSTS, METRICS, better, chosen, costOf, dig, equivalentPixels, floorsOf, gained, leadOver, markOf, measured, regret, standings, variants } from "./runs.js";
+import { COSTS, METRICS, better, chosen, costOf, dig, equivalentPixels, floorsOf, gained, leadOver, markOf, measured, metricOption, regret, standings, variants } from "./runs.js";
 import { change, linkTo } from "./state.js";
 import { colour, dash, shape } from "./theme.js";
 import { verdict } from "./verdict.js";
@@ -27,9 +27,9 @@ export function mountOverview(main) {
   return (model, state) => {
     const at = chosen(model, state);
     const all = variants(at.runs);
-    set.fill(model.sets.map((one, number) => [String(number), setName(one, number)]), String(at.set));
+    set.fill(model.sets.map((one, number) => [one.id, setName(one, number)]), at.set);
     teacher.fill(at.targets.map((name) => [name, name]), at.target);
-    metric.fill(METRICS.filter((name) => at.runs.some((run) => measuredBy(run, name))).map((name) => [name, name]), at.metric);
+    metric.fill(METRICS.filter((name) => at.runs.some((run) => measuredBy(run, name))).map(metricOption), at.metric);
     cost.fill(Object.entries(COSTS), at.cost);
     showOthers(under, model);
     if (!all.length) {
@@ -128,7 +128,7 @@ function showHeat(heat, at, all) {
   const values = cells.map((cell) => cell.value).filter((value) => value != null);
   const top = new Map(at.targets.map((target) => [target, cells.filter((cell) => cell.target === target && cell.kind === "family")
     .reduce((a, b) => (better(at.metric, b.value, a?.value) ? b : a), null)]));
-  heat.title(`Families and floors by teacher: ${at.metric} on test`);
+  heat.title(`Families and floors by teacher: ${metricOption(at.metric)[1]} on test`);
   const height = 50 + names.length * 28;
   heat.height(height);
   const draw = (look) => heatOption(look, { at, names, cells, top, values });

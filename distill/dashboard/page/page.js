@@ -8,7 +8,7 @@ import { exported, watch } from "./data.js";
 import { mountDeficiency } from "./deficiency.js";
 import { h, replace } from "./dom.js";
 import { mountOverview } from "./overview.js";
-import { buildModel } from "./runs.js";
+import { buildModel, chosen } from "./runs.js";
 import { change, currentState, linkTo } from "./state.js";
 import { mountWhere } from "./where.js";
 
@@ -58,7 +58,8 @@ function received(list) {
 
 function otherTeacher(by) {
   const state = currentState();
-  const targets = model?.sets[Number(state.set ?? 0)]?.targets ?? [];
+  if (!model) return;
+  const { targets } = chosen(model, state);
   const at = Math.max(0, targets.indexOf(state.teacher)) + by;
   if (targets.length) change({ teacher: targets[(at + targets.length) % targets.length] });
 }

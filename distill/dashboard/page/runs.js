@@ -2,6 +2,7 @@
 // every family. What is chosen is chosen on val; what is shown was measured on test.
 
 export const METRICS = ["r2c", "r2", "cos_std", "cka", "nmse", "smooth_l1", "knn", "procrustes", "rank_recovery", "probe_agreement", "cosine"];
+const FLATTERING = "cosine"; // rewards copying the mean: shown, but greyed
 const LOWER = new Set(["nmse", "smooth_l1"]);
 export const COSTS = { macs: "MACs a clip", parameters: "parameters", latency_ms: "ms a clip" };
 
@@ -9,6 +10,9 @@ const own = (object, name) => (object && Object.hasOwn(object, name) ? object[na
 export const dig = (object, ...names) => names.reduce(own, object);
 const mean = (values) => (values.length && !values.includes(undefined) && !values.includes(null)
   ? values.reduce((a, b) => a + b, 0) / values.length : null);
+export const flatters = (name) => name.split(" / ").at(-1) === FLATTERING;
+// What a selector shows of a metric, which may stand behind its split and target.
+export const metricOption = (name) => (flatters(name) ? [name, `${name} (flatters)`, "faint"] : [name, name]);
 export const better = (metric, a, b) => b == null || (a != null && (LOWER.has(metric) ? a < b : a > b));
 
 export function buildModel(list) {
@@ -19,11 +23,11 @@ export function buildModel(list) {
 
 // What a page shows, out of the address, with what is missing or does not exist replaced by the first there is.
 export function chosen(model, state) {
-  const set = model.sets[Number(state.set)] ? Number(state.set) : 0;
-  const runs = model.runs.filter((run) => run.set === set);
-  const targets = model.sets[set] ? model.sets[set].targets : [];
+  const set = model.sets.find((one) => one.kinds.includes(state.set)) ?? model.sets[0];
+  const targets = set?.targets ?? [];
   return {
-    set, runs, targets,
+    set: set?.id, targets,
+    runs: set ? model.runs.filter((run) => run.set === set.id) : [],
     target: targets.includes(state.teacher) ? state.teacher : targets[0],
     metric: METRICS.includes(state.metric) ? state.metric : "r2c",
     cost: Object.hasOwn(COSTS, state.cost ?? "") ? state.cost : "macs",
