@@ -19,7 +19,7 @@ from distill.dashboard.summary import read_text, rounded
 
 RECORD, TENSORS = "where.json", "where.safetensors"
 VERSION = 1
-LISTED = 8  # clips at either end
+LISTED = 4  # clips at either end, as many as a run shows of its converter's
 BINS = 40
 PICTURES = ("student", "converted", "teacher", "thumbnails")
 RESAMPLES = 2000
@@ -67,7 +67,7 @@ class Where:
 
     def sums(self, target: str, candidate: str, axis: str, size: int | None = None) -> np.ndarray:
         """(2, size) float64: a candidate's squared errors, and the spread, by positions, channels or clips."""
-        rows = []
+        rows: list[np.ndarray] = []
         for name in (f"{target}/error/{candidate}/{axis}", f"{target}/spread/{axis}"):
             found = np.asarray(self.file.get_tensor(name), dtype=np.float64) if name in self.names else None
             if found is None or found.ndim != 1 or size not in (None, len(found)):
@@ -88,7 +88,7 @@ class Where:
         positions = r2c(self.sums(target, candidate, "positions", int(np.prod(grid)) * bool(grid) + len(special)))
         whole = len(positions) - len(special)
         by_clip = r2c(self.sums(target, candidate, "clips", len(self.clips)))
-        order = np.argsort(np.nan_to_num(by_clip, nan=np.inf), kind="stable")
+        order = np.argsort(np.nan_to_num(by_clip, nan=-np.inf), kind="stable")  # as the run orders those that it shows
         clips = [self.clips[at] | {"r2c": float(by_clip[at])} for at in order]
         found = {
             "candidates": self.candidates(target),
@@ -96,7 +96,8 @@ class Where:
             "positions": positions[:whole].tolist(),
             "special": dict(zip(special, positions[whole:].tolist(), strict=True)),
             "channels": histogram(r2c(self.sums(target, candidate, "channels"))),
-            "clips": {"worst": clips[:LISTED], "best": clips[::-1][:LISTED], "of": len(clips)},
+            "clips": {"worst": clips[:LISTED], "best": clips[LISTED:][-LISTED:][::-1], "of": len(clips)},
+            "main": candidate == self.main,
             "shares": layout.get("shares"),
         }
         return rounded(found) | {"pictures": self.pictures(target)}
