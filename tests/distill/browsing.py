@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import shutil
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from distill.dashboard.api import Api
+from distill.dashboard.server import Server
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
@@ -42,6 +46,15 @@ def browser() -> Iterator[Any]:
 def executable(own: str) -> str | None:
     """own: where Playwright would have installed one."""
     return next(filter(None, map(shutil.which, NAMES)), own if Path(own).is_file() else None)
+
+
+@pytest.fixture
+def address(runs: Path) -> Iterator[str]:
+    """Of a server of the runs below `runs`, a fixture of the module that uses this one."""
+    with Server(Api([runs]), 0) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server.address
+        server.shutdown()
 
 
 @pytest.fixture

@@ -1,18 +1,14 @@
 """What is shown stands in the address: a link of every page, opened in a fresh browser, shows the same."""
 
+# ruff: noqa: F401, F811 (fixtures are imported, and named again by the tests that take them)
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from browsing import browser, drawn, page, painted, until  # noqa: F401
+from browsing import address, browser, drawn, page, painted, until
 from run_folders import DIGESTS, write_deprived, write_run
-
-from distill.dashboard.api import Api
-from distill.dashboard.server import Server
 
 pytestmark = pytest.mark.browser
 
@@ -28,14 +24,6 @@ def runs(tmp_path: Path) -> Path:
     return root
 
 
-@pytest.fixture
-def address(runs: Path) -> Iterator[str]:
-    with Server(Api([runs]), 0) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield server.address
-        server.shutdown()
-
-
 @pytest.mark.parametrize(
     ("key", "chosen", "title", "in_address"),
     [
@@ -48,8 +36,8 @@ def address(runs: Path) -> Iterator[str]:
     ],
 )
 def test_a_link_opens_the_same_in_a_fresh_browser(
-    page: Any,  # noqa: F811
-    browser: Any,  # noqa: F811
+    page: Any,
+    browser: Any,
     address: str,
     key: str,
     chosen: dict[str, Any],
@@ -82,14 +70,14 @@ def choice(label: str, value: Any) -> dict[str, Any]:
     return {"index": value} if isinstance(value, int) else {"label": value} if label in "AB" else {"value": value}
 
 
-def settled(page: Any, title: str) -> dict[str, int] | None:  # noqa: F811
+def settled(page: Any, title: str) -> dict[str, int] | None:
     """What is painted, once it stays."""
     before = painted(page, title)
     page.wait_for_timeout(400)
     return before if len(before) > 3 and painted(page, title) == before else None
 
 
-def test_a_link_to_a_set_holds_when_others_become_larger(page: Any, address: str, runs: Path) -> None:  # noqa: F811
+def test_a_link_to_a_set_holds_when_others_become_larger(page: Any, address: str, runs: Path) -> None:
     page.goto(address)
     drawn(page, "Families and floors")
     page.get_by_label("clips and view").select_option(index=1)

@@ -1,28 +1,26 @@
 """The page in a headless Chromium: every page, a run chosen, links, live updates, the export without a network."""
 
+# ruff: noqa: F401, F811 (fixtures are imported, and named again by the tests that take them)
 from __future__ import annotations
 
 import itertools
 import json
-import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from browsing import browser, drawn, executable, page, painted, until  # noqa: F401
+from browsing import address, browser, drawn, executable, page, painted, until
 from run_folders import write_deprived, write_run
 
 from distill.dashboard.api import Api
 from distill.dashboard.export import export
-from distill.dashboard.server import Server
 
 pytestmark = pytest.mark.browser
 
 PAGES = ("overview", "curves", "where", "deficiency", "compare")
 HOSTILE = "<img src=x onerror=alert(1)>"
-JUNK = (
+JUNK: tuple[Any, ...] = (
     3,
     [],
     {"videomae": 3},
@@ -41,15 +39,7 @@ def runs(tmp_path: Path) -> Path:
     return root
 
 
-@pytest.fixture
-def address(runs: Path) -> Iterator[str]:
-    with Server(Api([runs]), 0) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield server.address
-        server.shutdown()
-
-
-def test_every_page_opens_and_draws(page: Any, address: str) -> None:  # noqa: F811
+def test_every_page_opens_and_draws(page: Any, address: str) -> None:
     page.goto(address)
     charts = {
         "overview": ["Families and floors", "Quality against cost", "Is it still improving"],
@@ -65,7 +55,7 @@ def test_every_page_opens_and_draws(page: Any, address: str) -> None:  # noqa: F
             drawn(page, title)
 
 
-def test_the_overview_answers_at_one_look(page: Any, address: str) -> None:  # noqa: F811
+def test_the_overview_answers_at_one_look(page: Any, address: str) -> None:
     page.goto(address)
     row = page.locator("table tr", has=page.locator("th", has_text="videomae")).first
     text = until(lambda: row.count() and row.inner_text())
@@ -81,7 +71,7 @@ def test_the_overview_answers_at_one_look(page: Any, address: str) -> None:  # n
     assert "30 of 30" in page.locator("tr", has_text="going").inner_text()
 
 
-def test_the_overview_puts_an_error_on_a_scale(page: Any, address: str, runs: Path) -> None:  # noqa: F811
+def test_the_overview_puts_an_error_on_a_scale(page: Any, address: str, runs: Path) -> None:
     shown = {"videomae": {"value": 1.3, "beyond": None}, "vivit": {"value": None, "beyond": 4.0}}
     told = {"regret": {"videomae": {"value": 1.07, "low": 1.06, "high": 1.08}}}
     write_run(runs / "best", r2c=0.9, equivalent_pixels=shown, oracle=told)
@@ -92,7 +82,7 @@ def test_the_overview_puts_an_error_on_a_scale(page: Any, address: str, runs: Pa
     assert text.count("px") == 2 and text.count("regret") == 1
 
 
-def test_a_run_is_chosen_and_its_link_opens_elsewhere(page: Any, browser: Any, address: str) -> None:  # noqa: F811
+def test_a_run_is_chosen_and_its_link_opens_elsewhere(page: Any, browser: Any, address: str) -> None:
     page.goto(f"{address}#/curves?teacher=videomae")
     before = drawn(page, "val / videomae / r2c")
     page.locator(".runs li", has_text="strong").locator("input").check()
@@ -108,7 +98,7 @@ def test_a_run_is_chosen_and_its_link_opens_elsewhere(page: Any, browser: Any, a
     other.context.close()
 
 
-def test_a_zoom_stands_in_the_address(page: Any, browser: Any, address: str) -> None:  # noqa: F811
+def test_a_zoom_stands_in_the_address(page: Any, browser: Any, address: str) -> None:
     page.goto(f"{address}#/curves?teacher=videomae&series=train+%2F+loss")
     drawn(page, "train / loss")
     page.locator(".canvas").hover()
@@ -122,7 +112,7 @@ def test_a_zoom_stands_in_the_address(page: Any, browser: Any, address: str) -> 
         other.context.close()
 
 
-def test_a_line_that_a_run_appends_is_seen(page: Any, address: str, runs: Path) -> None:  # noqa: F811
+def test_a_line_that_a_run_appends_is_seen(page: Any, address: str, runs: Path) -> None:
     page.goto(address)
     page.locator("a", has_text="going").click()
     before = drawn(page, "val / ")
@@ -136,7 +126,7 @@ def test_a_line_that_a_run_appends_is_seen(page: Any, address: str, runs: Path) 
     assert "90" in page.locator(".data").inner_text()
 
 
-def test_the_export_opens_without_a_network(page: Any, runs: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_the_export_opens_without_a_network(page: Any, runs: Path, tmp_path: Path) -> None:
     export(Api([runs]), tmp_path / "report.html", say=lambda text: None)
     page.context.set_offline(True)
     page.goto((tmp_path / "report.html").as_uri())
@@ -147,7 +137,7 @@ def test_the_export_opens_without_a_network(page: Any, runs: Path, tmp_path: Pat
         drawn(page, title)
 
 
-def test_names_with_markup_are_text(page: Any, address: str, runs: Path) -> None:  # noqa: F811
+def test_names_with_markup_are_text(page: Any, address: str, runs: Path) -> None:
     folder = write_run(
         runs / HOSTILE / "__proto__", family=HOSTILE, r2c=0.9, targets=["<b>bold</b>", "__proto__", "vivit"]
     )
@@ -168,7 +158,7 @@ def test_names_with_markup_are_text(page: Any, address: str, runs: Path) -> None
     drawn(page, f"val / ../../x / {HOSTILE}")
 
 
-def test_a_large_grid_is_drawn_at_once_when_the_window_changes(page: Any, address: str) -> None:  # noqa: F811
+def test_a_large_grid_is_drawn_at_once_when_the_window_changes(page: Any, address: str) -> None:
     """16 x 14 x 14 places: more than ECharts draws in one frame where it may. A picture that is saved then
     would lack the rest."""
     page.goto(f"{address}#/where?teacher=timesformer")
@@ -187,19 +177,7 @@ def test_a_large_grid_is_drawn_at_once_when_the_window_changes(page: Any, addres
     assert page.locator(".canvas").first.evaluate(last_place) > 200
 
 
-def test_every_chart_is_saved_as_picture_and_numbers(page: Any, address: str) -> None:  # noqa: F811
-    page.goto(address)
-    drawn(page, "Families and floors")
-    for button, start in (("PNG", b"\x89PNG"), ("CSV", b"row,kind,teacher,r2c,low,high,seeds,not to be trusted\n")):
-        with page.expect_download() as download:
-            page.get_by_role("button", name=button).first.click()
-        assert Path(download.value.path()).read_bytes().startswith(start)
-    with page.expect_download() as download:
-        page.get_by_role("button", name="CSV").first.click()
-    assert "perceiver,family,videomae,0.7,0.69,0.71,1,\n" in Path(download.value.path()).read_text()
-
-
-def test_broken_runs_say_what_is_broken(page: Any, address: str, runs: Path) -> None:  # noqa: F811
+def test_broken_runs_say_what_is_broken(page: Any, address: str, runs: Path) -> None:
     with open(runs / "going" / "metrics.jsonl", "a") as file:
         file.write("{nonsense\n{half")
     (runs / "one" / "mamba" / "summary.json").write_text('{"targets"')
@@ -213,7 +191,7 @@ def test_broken_runs_say_what_is_broken(page: Any, address: str, runs: Path) -> 
     until(lambda: "The file is damaged" in page.locator("main").inner_text())
 
 
-def test_runs_on_other_clips_are_not_compared(page: Any, address: str, runs: Path) -> None:  # noqa: F811
+def test_runs_on_other_clips_are_not_compared(page: Any, address: str, runs: Path) -> None:
     write_run(runs / "other", digests={"split": "x", "view": "v" * 64, "data": "d" * 64, "normaliser": "n" * 64})
     page.goto(f"{address}#/compare")
     page.get_by_label("B", exact=True).select_option(label="other (perceiver)")
@@ -221,7 +199,7 @@ def test_runs_on_other_clips_are_not_compared(page: Any, address: str, runs: Pat
     assert "they differ in split" in text and page.locator("canvas").count() == 0
 
 
-def test_light_and_dark_and_a_run_that_wrote_nothing(page: Any, address: str) -> None:  # noqa: F811
+def test_light_and_dark_and_a_run_that_wrote_nothing(page: Any, address: str) -> None:
     page.goto(f"{address}#/compare")
     light = drawn(page, "B minus A")
     page.emulate_media(color_scheme="dark")
@@ -235,7 +213,7 @@ def test_light_and_dark_and_a_run_that_wrote_nothing(page: Any, address: str) ->
     until(lambda: "This run has not written it" in page.locator("main").inner_text())
 
 
-def test_the_teacher_is_chosen_by_keys_and_kept(page: Any, address: str) -> None:  # noqa: F811
+def test_the_teacher_is_chosen_by_keys_and_kept(page: Any, address: str) -> None:
     page.goto(address)
     drawn(page, "Quality against cost: timesformer")
     page.keyboard.press("]")
@@ -263,7 +241,7 @@ def test_a_browser_is_looked_for_on_the_path_and_where_playwright_puts_it(
     assert executable(str(own)) == str(tmp_path / "bin" / "chromium")
 
 
-def test_numbers_of_another_form_break_no_page(page: Any, address: str, runs: Path) -> None:  # noqa: F811
+def test_numbers_of_another_form_break_no_page(page: Any, address: str, runs: Path) -> None:
     for number, (name, junk) in enumerate(itertools.product(("targets", "gain", "head", "deficiency", "cost"), JUNK)):
         told = json.loads((runs / "arms" / "strong" / "summary.json").read_text())
         (runs / f"junk-{number}").mkdir()

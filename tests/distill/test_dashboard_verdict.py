@@ -1,5 +1,6 @@
 """Can I believe it: what the Overview answers, and that its yes says no more than is so."""
 
+# ruff: noqa: F401, F811 (fixtures are imported, and named again by the tests that take them)
 from __future__ import annotations
 
 import json
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browsing import browser, page, until  # noqa: F401
+from browsing import browser, page, until
 from run_folders import FLOORS, write_run
 
 from distill.dashboard.api import Api
@@ -30,7 +31,7 @@ def span(value: float, low: float) -> dict[str, Any]:
     return {TARGET: {"value": value, "low": low, "high": 2 * value - low}}
 
 
-def row(page: Any, root: Path) -> str:  # noqa: F811
+def row(page: Any, root: Path) -> str:
     """The teacher's row of the Overview."""
     with Server(Api([root]), 0) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -80,23 +81,23 @@ LEFT_OUT = {name: None for name in ALL if name != "ridge"}
         ({"targets": {TARGET: {"r2": 0.5}}}, "✕ no: not every seed has an r2c"),
     ],
 )
-def test_what_can_be_believed(page: Any, tmp_path: Path, entries: dict, said: str) -> None:  # noqa: F811
+def test_what_can_be_believed(page: Any, tmp_path: Path, entries: dict, said: str) -> None:
     write_seeds(tmp_path, entries, entries, entries)
     assert said in row(page, tmp_path)
 
 
-def test_what_is_wrong_with_any_seed_is_wrong_with_all(page: Any, tmp_path: Path) -> None:  # noqa: F811
+def test_what_is_wrong_with_any_seed_is_wrong_with_all(page: Any, tmp_path: Path) -> None:
     write_seeds(tmp_path, {}, {"marks": {TARGET: {"r2c": "4 test groups"}}}, {"gain": span(0.1, -0.02)})
     assert "✕ no: 4 test groups; not shown to be above ridge, paired" in row(page, tmp_path)
 
 
-def test_one_seed_or_a_rival_not_shown_to_be_behind_asks_for_care(page: Any, tmp_path: Path) -> None:  # noqa: F811
+def test_one_seed_or_a_rival_not_shown_to_be_behind_asks_for_care(page: Any, tmp_path: Path) -> None:
     write_seeds(tmp_path, seeds=[0])
     write_run(tmp_path / "one" / "mamba", family="mamba", r2c=0.59, steps=10, targets=[TARGET])
     assert "! with care: 1 seed; not shown to be ahead of mamba" in row(page, tmp_path)
 
 
-def test_a_floor_is_the_mean_over_seeds(page: Any, tmp_path: Path) -> None:  # noqa: F811
+def test_a_floor_is_the_mean_over_seeds(page: Any, tmp_path: Path) -> None:
     """Its first seed alone would lie above."""
     write_seeds(tmp_path, *({"floors": floors(mlp=value)} for value in (0.61, 0.5, 0.5)))
     assert "✓ yes" in row(page, tmp_path)
@@ -111,7 +112,7 @@ def test_a_floor_is_the_mean_over_seeds(page: Any, tmp_path: Path) -> None:  # n
     ],
 )
 def test_a_shift_of_all_seeds_is_beyond_only_where_all_are(
-    page: Any,  # noqa: F811
+    page: Any,
     tmp_path: Path,
     beyond: Sequence[float | None],
     said: str,

@@ -32,13 +32,13 @@ export function mountCurves(main) {
     const wanted = model.runs.filter((run) => words.every((word) => `${run.name} ${run.family}`.toLowerCase().includes(word)));
     const first = [...wanted].sort((a, b) => shown.includes(b.id) - shown.includes(a.id)).slice(0, LISTED);
     replace(list, first.map((run) => h("li", {}, h("label", {},
-      h("input", { type: "checkbox", value: run.id, checked: shown.includes(run.id), onchange: (event) => toggle(run.id, event.target.checked) }),
+      h("input", { type: "checkbox", value: run.id, checked: shown.includes(run.id), disabled: shown.length >= MOST && !shown.includes(run.id), onchange: (event) => toggle(run.id, event.target.checked) }),
       h("span", { class: "name", title: run.name }, shortPath(run.name, 24)), h("span", { class: "faint" }, run.state === "finished" ? run.family ?? "" : run.state)))));
-    replace(about, `${shown.length} of ${model.runs.length} shown${wanted.length > LISTED ? `; the first ${LISTED} of ${wanted.length} are listed` : ""}. At most ${MOST} at a time.`);
+    replace(about, `${shown.length} of ${model.runs.length} shown${wanted.length > LISTED ? `; the first ${LISTED} of ${wanted.length} are listed` : ""}. At most ${MOST} at a time${shown.length >= MOST ? ": take one away to choose another" : ""}.`);
   }
   function toggle(id, on) {
     const runs = on ? [...shown, id] : shown.filter((one) => one !== id);
-    change({ runs: runs.slice(-MOST).join(",") || "none" });
+    change({ runs: runs.join(",") || "none" });
   }
 
   return async function update(newModel, state) {
@@ -70,6 +70,15 @@ export function mountCurves(main) {
     readOn(lists, () => mine === turn && chart.root.isConnected && update(newModel, currentState()));
   };
 }
+
+// The same curves, nearer by a factor around the middle of what is seen, or farther.
+export function zoomBy(factor, state) {
+  const [start, end] = bounds(state.zoom);
+  const half = Math.min(50, (end - start) / factor / 2), middle = Math.min(100 - half, Math.max(half, (start + end) / 2));
+  change({ zoom: half < 50 ? `${(middle - half).toFixed(1)}-${(middle + half).toFixed(1)}` : null });
+}
+
+const bounds = (zoom) => (/^\d+(\.\d+)?-\d+(\.\d+)?$/.test(zoom) ? zoom.split("-").map(Number) : [0, 100]);
 
 // The runs of the address, or the best of every family on val for the teacher; without any summary the newest ones.
 function selected(model, at, state) {
@@ -110,7 +119,7 @@ function drawCurves(chart, { model, at, lines, key, x, log, only, floors, zoom }
     twins.set(family, again + 1);
     return { ...one, family, again };
   });
-  const [start, end] = /^\d+(\.\d+)?-\d+(\.\d+)?$/.test(zoom) ? zoom.split("-").map(Number) : [0, 100];
+  const [start, end] = bounds(zoom);
   const option = (look) => ({
     grid: { left: 64, right: 130, top: 20, bottom: 48 },
     xAxis: axis(look, AXES[x], { type: log ? "log" : "value", max: "dataMax", min: log ? "dataMin" : null, axisLabel: { color: look.faint, hideOverlap: true, formatter: (value) => amount(value) } }),
@@ -127,8 +136,9 @@ function drawCurves(chart, { model, at, lines, key, x, log, only, floors, zoom }
       { id: "floors", type: "line", data: [], markLine: { ...floorLines(look, groups), label: { ...floorLines(look, groups).label, position: "insideStartTop" } } },
     ],
   });
-  const rows = [["run", x, key], ...lines.flatMap(({ run, points }) => points[x].map((along, i) => [run.name, along, points.value[i]]))];
-  const notes = ["Colour: family. Dash: further runs of it. The wheel zooms."];
+  const rows = [["run", x, key], ...lines.flatMap(({ run, points }) => points[x].map((along, i) => [run.name, along, points.value[i]])),
+    ...known.map((floor) => [`${floor.kind.slice(0, -1)} ${floor.name}`, null, floor.value])];
+  const notes = ["Colour: family. Dash: further runs of it. The wheel zooms, and so do + and −."];
   if (known.length) notes.push(`Dashed: floors and references of the best run, on test${far}.`);
   if (new Set(lines.map((one) => one.run.set)).size > 1) notes.push("These runs are not all known to be on the same clips, view and normaliser: do not compare them.");
   if (only) notes.push("Of these runs not all have taken down seconds and bytes: steps are the only axis that they share.");

@@ -175,7 +175,8 @@ function showFront(front, model, at, all) {
   const onFront = [];
   for (const point of points) if (better(at.metric, point.value, onFront.at(-1)?.value)) onFront.push(point);
   const [best] = standings(all, at.target);
-  const { near, far } = nearAndFar(best ? [...floorsOf(best, at.runs, at.target, at.metric).values()] : [], points);
+  const known = best ? [...floorsOf(best, at.runs, at.target, at.metric).values()] : [];
+  const { near, far } = nearAndFar(known, points);
   front.title(`Quality against cost: ${at.target}`);
   if (!points.length) return front.say("No run says what it costs.");
   const draw = (look) => ({
@@ -197,7 +198,8 @@ function showFront(front, model, at, all) {
       { id: "floors", type: "scatter", data: [], markLine: floorLines(look, lineGroups(near, points)) },
     ],
   });
-  front.show(draw, [["family", "run", "seeds", at.cost, at.metric, "low", "high"], ...points.map((p) => [p.variant.family, p.variant.first.name, p.variant.seeds.length, p.x, p.value, p.low, p.high])],
+  front.show(draw, [["family", "run", "seeds", at.cost, at.metric, "low", "high"], ...points.map((p) => [p.variant.family, p.variant.first.name, p.variant.seeds.length, p.x, p.value, p.low, p.high]),
+    ...known.map((floor) => [floor.name, floor.kind.slice(0, -1), null, null, floor.value])],
     `A point for each recipe, with its interval. The line joins what nothing cheaper beats. Dashed: floors, which cost nothing of this${far}.`,
     { click: (event) => event.data?.point && change({ page: "curves", runs: event.data.point.variant.first.id }) });
 }
