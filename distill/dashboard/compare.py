@@ -9,7 +9,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from distill.dashboard.runs import Run
-from distill.dashboard.sets import MUST_AGREE, differing
+from distill.dashboard.sets import differing, held_together
 from distill.dashboard.summary import rounded, section
 from distill.dashboard.where import RECORD, Where, paired
 
@@ -29,9 +29,7 @@ def compare(a: Run, b: Run) -> dict[str, Any]:
         }
     ours, theirs = summaries
     assert ours is not None and theirs is not None
-    found["digests"] = {
-        name: [section(summary, "digests").get(name) for summary in (ours, theirs)] for name in MUST_AGREE
-    }
+    found["digests"] = {name: list(each) for name, each in held_together(ours, theirs).items()}
     if different := differing(ours, theirs):
         values = "; ".join(
             f"{name}: {' and '.join('not told' if v is None else str(v)[:12] for v in each)}"

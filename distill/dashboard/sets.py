@@ -16,12 +16,12 @@ MUST_AGREE = ("split", "view", "data", "normaliser")
 Values = tuple[Any, Any]
 
 
-def differing(ours: Summary, theirs: Summary) -> dict[str, Values]:
-    """What keeps two runs from being compared: split, view, data, normaliser, or the normaliser of a target -> what
-    each has.
+def held_together(ours: Summary, theirs: Summary) -> dict[str, Values]:
+    """What two runs must agree in to be compared -> what each has: split, view, data, normaliser, and that of each
+    target that they share.
 
-    The normaliser is one of all targets, and says nothing of runs on other ones. Those must have scored every target
-    that they share in the same space, and say so.
+    The normaliser is one of all targets, and says nothing of runs on other ones. Those must say in which space they
+    scored every target that they share; runs of the same targets need not.
     """
     digests = section(ours, "digests"), section(theirs, "digests")
     alike = set(ours["targets"]) == set(theirs["targets"])
@@ -30,6 +30,12 @@ def differing(ours: Summary, theirs: Summary) -> dict[str, Values]:
         space = pair(section(ours, "spaces"), section(theirs, "spaces"), target)
         if target in theirs["targets"] and not (alike and None in space):
             found[f"normaliser of {target}"] = space
+    return found
+
+
+def differing(ours: Summary, theirs: Summary) -> dict[str, Values]:
+    """Those of them that keep two runs from being compared."""
+    found = held_together(ours, theirs)
     return {name: (a, b) for name, (a, b) in found.items() if a != b or (a is None and name not in MUST_AGREE)}
 
 

@@ -74,7 +74,8 @@ def test_runs_that_share_a_target_in_another_space_are_refused(tmp_path: Path) -
     )
     c = write_run(tmp_path / "c", targets=["videomae", "vivit"], spaces={})
     assert "(normaliser of videomae: space of vid and not told)" in pair(a, c)["refused"]
-    assert "targets" in pair(a, write_run(tmp_path / "d", targets=["videomae", "vivit"]))
+    found = pair(a, write_run(tmp_path / "d", targets=["videomae", "vivit"], digests=DIGESTS | {"normaliser": "both"}))
+    assert "targets" in found and list(found["digests"]) == ["split", "view", "data", "normaliser of videomae"]
 
 
 def test_runs_without_numbers_or_a_common_target_are_refused(tmp_path: Path) -> None:

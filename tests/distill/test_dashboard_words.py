@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 from browsing import address, browser, drawn, page, until
-from run_folders import DIGESTS, write_deprived, write_run
+from run_folders import DIGESTS, TARGETS, write_deprived, write_run
 
 from distill.dashboard.api import Api
 
 pytestmark = pytest.mark.browser
+
+SPACES = {f"normaliser of {target}": f"space of {target}" for target in TARGETS}
 
 
 @pytest.fixture
@@ -45,7 +47,7 @@ def test_compare_shows_interval_recipes_and_hashes(page: Any, address: str, runs
     page.get_by_text("Same clips, view and normaliser").click()
     rows = page.locator("details tr").all_inner_texts()
     assert [row.split("\t") for row in rows[1:]] == [
-        [name, digest[:12], digest[:12], "same"] for name, digest in DIGESTS.items()
+        [name, digest[:12], digest[:12], "same"] for name, digest in (DIGESTS | SPACES).items()
     ]
 
 

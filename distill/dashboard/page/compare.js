@@ -43,7 +43,7 @@ export function mountCompare(main) {
 // The runs of the address, or the two families that are best on val for the first teacher.
 function pair(model, state) {
   const at = chosen(model, state);
-  const likely = [...standings(variants(at.runs), at.target).map((one) => one.first.id).slice(0, 2).reverse(), ...model.runs.map((run) => run.id)];
+  const likely = [...standings(variants(at.runs), at.target).map((one) => one.first.id).slice(0, 2).reverse(), ...at.runs.map((run) => run.id), ...model.runs.map((run) => run.id)];
   const first = model.byId.has(state.a) ? state.a : likely.find((id) => id !== state.b);
   const second = model.byId.has(state.b) ? state.b : likely.find((id) => id !== first);
   return [first, second];
@@ -54,7 +54,7 @@ function show({ verdict, chart, numbers, recipe }, found) {
     ? table(["key", "A", "B"], found.recipe.map(([key, a, b]) => [key, a ?? "not there", b ?? "not there"]))
     : h("p", {}, "Nothing but names and folders."));
   const hashes = found.digests && table(["digest", "A", "B", ""], Object.entries(found.digests).map(([name, [a, b]]) =>
-    [name, short12(a), short12(b), a === b ? "same" : h("b", {}, "differs")]));
+    [name, short12(a), short12(b), a !== b ? h("b", {}, "differs") : a == null ? h("b", {}, "not told") : "same"]));
   if (found.refused) {
     replace(verdict, h("h2", {}, "These two cannot be compared"), h("p", { class: "verdict no" }, found.refused), hashes);
     replace(numbers, h("h2", {}, "Numbers"), h("p", { class: "note" }, "Not shown, for they would not mean the same."));
