@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,7 @@ def main() -> None:
             yield found.new_page(viewport=WINDOW)
             found.close()
 
-        for name, value in [*first_charts(root, browsing), *whole_visit(root, browsing), *exported(root, browsing)]:
+        for name, value in chain.from_iterable(part(root, browsing) for part in (first_charts, whole_visit, exported)):
             print(f"| {name} | {value} |", flush=True)
 
 

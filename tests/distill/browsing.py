@@ -66,12 +66,12 @@ def page(browser: Any) -> Iterator[Any]:
     found.on(
         "console", lambda at: at.type in ("error", "warning") and READBACK not in at.text and wrong.append(at.text)
     )
-    found.on("pageerror", lambda error: wrong.append(str(error)))
+    found.on("pageerror", lambda error: wrong.append(f"{error}\n{error.stack}"))
     found.on("dialog", lambda dialog: (wrong.append(f"dialog {dialog.message}"), dialog.dismiss()))
     found.on("request", lambda at: at.url.startswith(("http://127.0.0.1:", "file:", "blob:")) or wrong.append(at.url))
     yield found
     context.close()
-    assert not wrong
+    assert not wrong, wrong
 
 
 def until(found: Callable[[], Any], seconds: float = 60) -> Any:
@@ -79,7 +79,7 @@ def until(found: Callable[[], Any], seconds: float = 60) -> Any:
     end = time.monotonic() + seconds
     while not (value := found()) and time.monotonic() < end:
         time.sleep(0.1)
-    assert value
+    assert value, f"nothing came in {seconds:g} s"
     return value
 
 

@@ -253,3 +253,12 @@ def test_numbers_of_another_form_break_no_page(page: Any, address: str, runs: Pa
         time.sleep(0.5)
         assert "undefined" not in page.locator("main").inner_text() and "NaN" not in page.locator("main").inner_text()
         assert page.locator("#status").get_attribute("class") != "lost"
+
+
+def test_pages_that_are_left_while_they_are_drawn_leave_no_error(page: Any, address: str) -> None:
+    page.goto(address)
+    for key in "1234512345132415":
+        page.keyboard.press(key)
+        page.wait_for_timeout(30)
+    page.keyboard.press("1")
+    drawn(page, "Is it still improving")
