@@ -1,7 +1,7 @@
 """Path -> what it stands for, as JSON. The server serves it, the export records it.
 
 runs                       all runs in short, the sets that can be compared, what is broken
-runs/ID                    summary and recipe of one, as they lie there
+runs/ID                    summary of one, as far as it is known (distill.dashboard.summary), and its recipe
 runs/ID/series             its metrics, without points
 runs/ID/series/N           one of them, about 600 points
 runs/ID/where              the targets of its where.json, and the candidates of each
@@ -21,7 +21,9 @@ from typing import Any
 from safetensors import SafetensorError
 
 from distill.dashboard.compare import compare, where_of
-from distill.dashboard.runs import Run, Runs, comparable_sets, rounded
+from distill.dashboard.runs import Run, Runs
+from distill.dashboard.sets import comparable_sets
+from distill.dashboard.summary import rounded
 
 POINTS = 600
 SCAN_EVERY = 1.0  # seconds

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 
-from distill.dashboard.runs import MUST_AGREE, Run, differing, rounded, section
+from distill.dashboard.runs import Run
+from distill.dashboard.sets import differing, held_together
+from distill.dashboard.summary import rounded, section
 from distill.dashboard.where import RECORD, Where, paired
 
 PAIRED = "paired over groups of test clips"
+NO_NUMBER = "no r2c of both: neither is shown to be better"
 UNPAIRED = "no interval: the run folders hold no numbers by clip (where.json) of both"
 
 
@@ -25,11 +29,12 @@ def compare(a: Run, b: Run) -> dict[str, Any]:
         }
     ours, theirs = summaries
     assert ours is not None and theirs is not None
-    found["digests"] = {
-        name: [section(summary, "digests").get(name) for summary in (ours, theirs)] for name in MUST_AGREE
-    }
+    found["digests"] = {name: list(each) for name, each in held_together(ours, theirs).items()}
     if different := differing(ours, theirs):
-        values = "; ".join(f"{name}: {' and '.join(str(v)[:12] for v in found['digests'][name])}" for name in different)
+        values = "; ".join(
+            f"{name}: {' and '.join('not told' if v is None else str(v)[:12] for v in each)}"
+            for name, each in different.items()
+        )
         return found | {"refused": f"they differ in {', '.join(different)} ({values}): their numbers mean other things"}
     common = [target for target in ours["targets"] if target in theirs["targets"]]
     if not common:
@@ -55,17 +60,18 @@ def differences(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, dict[
 def with_interval(a: Run, b: Run, target: str, found: dict[str, Any]) -> str:
     """Adds `low` and `high` to the difference in r2c, from the clips of both or from the summary of their contest.
     Says where they come from."""
+    if found.get("r2c", {}).get("value") is None:
+        return NO_NUMBER
     try:
         by_clip = from_clips(a, b, target)
     except (ValueError, TypeError, SafetensorError) as error:
         return f"no interval: {error}"
-    if by_clip and "r2c" in found:
-        found["r2c"] |= {"low": by_clip["low"], "high": by_clip["high"]}
-        return PAIRED
-    lead = section(b.summary()[0] or {}, "lead").get(a.path.name, {})
-    if a.path.parent == b.path.parent and target in lead and "r2c" in found:
-        found["r2c"] |= {"low": lead[target]["low"], "high": lead[target]["high"]}
-        return f"{PAIRED}, from the contest's summary"
+    lead = section(b.summary()[0] or {}, "lead").get(a.path.name, {}) if a.path.parent == b.path.parent else {}
+    for interval, source in ((by_clip, PAIRED), (lead.get(target), f"{PAIRED}, from the contest's summary")):
+        low, high = ((interval or {}).get(end) for end in ("low", "high"))
+        if low is not None and high is not None and not math.isnan(low + high):
+            found["r2c"] |= {"low": low, "high": high}
+            return source
     return UNPAIRED
 
 
@@ -97,22 +103,28 @@ def recipe_difference(a: Run, b: Run) -> list[list[str | None]]:
 
 def check(a: Path, b: Path, *, tolerance: float) -> tuple[str, int]:
     """The comparison as text, and an exit status: 0, 1 where B is worse in r2c on a target by more than the tolerance
-    (the upper end of the interval says so, without one the difference itself), 2 where they cannot be compared."""
+    (the upper end of the interval says so, without one the difference itself), 2 where they cannot be compared, or not
+    on every target that they share."""
     found = compare(Run(a, str(a)), Run(b, str(b)))
     lines = [f"A {a}", f"B {b}"]
     lines += [f"recipe  {key}: {ours} -> {theirs}" for key, ours, theirs in found["recipe"]]
     if "refused" in found:
         return "\n".join([*lines, f"not comparable: {found['refused']}"]), 2
-    worse = []
+    worse, unknown = [], []
     for target, metrics in found["targets"].items():
         lines.append(f"\n{target} ({found['notes'][target]})")
         lines += [f"  {metric:<15} {row(at)}" for metric, at in metrics.items()]
         lines += [f"  not to be trusted: {metric} ({why})" for metric, why in found["marks"][target].items()]
-        change = metrics["r2c"].get("high", metrics["r2c"]["value"])
-        if change is None or change < -tolerance:
+        change = metrics.get("r2c", {}).get("high", metrics.get("r2c", {}).get("value"))
+        if change is None:
+            unknown.append(target)
+        elif change < -tolerance:
             worse.append(target)
     verdict = f"B is worse on {', '.join(worse)}" if worse else "B is not shown to be worse"
-    return "\n".join([*lines, "", f"{verdict} (r2c, tolerance {tolerance:g})"]), 1 if worse else 0
+    if unknown:
+        missing = f"not comparable on {', '.join(unknown)}: A and B do not both have a number for r2c"
+        verdict = f"{verdict}; {missing}" if worse else missing
+    return "\n".join([*lines, "", f"{verdict} (r2c, tolerance {tolerance:g})"]), 1 if worse else 2 if unknown else 0
 
 
 def row(at: dict[str, float | None]) -> str:

@@ -58,7 +58,7 @@ def best(api: Api) -> list[str]:
     """Ids of finished runs, those with the highest mean r2c on val first."""
 
     def on_val(brief: dict[str, Any]) -> float:
-        found = [v for v in brief["chosen"].get("r2c", {}).values() if isinstance(v, int | float)]
+        found = [value for value in brief["chosen"].get("r2c", {}).values() if value is not None]
         return sum(found) / len(found) if found else float("-inf")
 
     finished = [brief for brief in api.list()["runs"] if "targets" in brief]

@@ -18,6 +18,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+BUDGET = 2**26  # bytes that one reading goes on by
 CHUNK = 2**20  # bytes read at a time, and the longest line that is looked at
 MARK = 4096  # bytes at the start of what was read, and at its end, by which the file is known again
 SERIES = 2000  # of one run; further ones are not kept
@@ -95,8 +96,9 @@ class Journal:
         self.rest, self.skipping, self.inode = b"", False, 0
         self.head = self.tail = b""
 
-    def read_on(self, budget: int = 2**26) -> None:
-        """Reads what was appended, at most `budget` bytes; anew where the file was replaced, as a resumed run does."""
+    def read_on(self, budget: int | None = None) -> None:
+        """Reads what was appended, at most `budget` bytes (None: BUDGET); anew where the file was replaced."""
+        budget = BUDGET if budget is None else budget
         with self.lock:
             file = opened(self.path)
             if file is None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import math
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -12,14 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from distill.dashboard.journal import Journal, parse, regular, wrong
+from distill.dashboard.summary import Summary, read_short, read_summary, read_text, rounded
 
 FILES = ("summary.json", "metrics.jsonl", "recipe.yaml")  # a folder with one of them is a run's
 INSIDE = ("checkpoints", "bundle")  # of a run, where no further runs are
-LARGEST = 2**26  # bytes of a summary or recipe that are read
 TAIL = 2**18  # bytes of a run's metrics that tell how far it is
 QUIET = 600  # seconds without a line after which a run that has not ended no longer counts as running
-MUST_AGREE = ("split", "view", "data", "normaliser")
-Summary = Mapping[str, Any]
 
 
 class Run:
@@ -121,75 +117,6 @@ def run_folders(root: Path) -> Iterable[Path]:
             yield Path(folder)
 
 
-def read_text(path: Path) -> str:
-    with open(path, "rb") as file:
-        return file.read(LARGEST).decode(errors="replace")
-
-
-def read_summary(path: Path) -> tuple[Summary | None, str | None]:
-    try:
-        found = json.loads(read_text(path))
-    except (ValueError, RecursionError) as error:
-        return None, f"summary.json cannot be read ({error})"
-    if not isinstance(found, dict) or not numbers_by_target(found.get("targets")):
-        return None, "summary.json is not the summary of a run: it has no numbers under `targets`"
-    return found, None
-
-
-def read_short(path: Path) -> tuple[dict[str, Any] | None, str | None]:
-    summary, problem = read_summary(path)
-    return (None if summary is None else shortened(summary)), problem
-
-
-def numbers_by_target(found: Any) -> bool:
-    """Whether something is {target: {metric: number or None}}, and not empty."""
-    return (
-        isinstance(found, dict)
-        and bool(found)
-        and all(
-            isinstance(metrics, dict) and all(isinstance(value, int | float | None) for value in metrics.values())
-            for metrics in found.values()
-        )
-    )
-
-
-def shortened(summary: Summary) -> dict[str, Any]:
-    """What the list of runs needs of a summary. Entries of another form than a run writes are left out."""
-    deficiency = section(summary, "deficiency")
-    floors = {name: found for name, found in section(summary, "floors").items() if numbers_by_target(found)}
-    references = {name: found for name, found in section(summary, "references").items() if numbers_by_target(found)}
-    heads = section(summary, "head")
-    found = {
-        "targets": summary["targets"],
-        "floors": floors,
-        "references": references,
-        **{name: section(summary, name) for name in ("intervals", "marks", "gain", "lead", "cost", "clips", "chosen")},
-        "equivalent_pixels": section(summary, "equivalent_pixels"),
-        "regret": section(section(summary, "oracle"), "regret"),
-        "digests": section(summary, "digests"),
-        "weights": summary.get("weights"),
-        "deficiency": {name: deficiency.get(name) for name in ("kind", "strength", "amounts", "twin")},
-        "head": bool(heads),
-    }
-    if isinstance(summary.get("family"), str):
-        found["family"] = summary["family"]
-    return rounded(found)
-
-
-def section(summary: Summary, name: str) -> dict[str, Any]:
-    found = summary.get(name)
-    return found if isinstance(found, dict) else {}
-
-
-def rounded(found: Any) -> Any:
-    """Numbers to six digits; what JSON does not have becomes None."""
-    if isinstance(found, float):
-        return float(f"{found:.6g}") if math.isfinite(found) else None
-    if isinstance(found, dict):
-        return {key: rounded(value) for key, value in found.items()}
-    return [rounded(value) for value in found] if isinstance(found, list) else found
-
-
 def progress(path: Path) -> dict[str, Any]:
     """The last step of a run that has not ended, and its last r2c on val by target, from the end of its metrics."""
     with open(path, "rb") as file:
@@ -242,49 +169,3 @@ def digest(told: Mapping[str, str]) -> str:
 
 def whole(text: str | None) -> int | None:
     return int(text) if text and text.isdecimal() and len(text) < 16 else None
-
-
-# --- what can be compared
-
-
-def differing(ours: Summary, theirs: Summary) -> list[str]:
-    """Of split, view, data and normaliser those in which two runs differ. The last is one of all targets, and says
-    nothing of runs on other ones."""
-    same_targets = set(ours["targets"]) == set(theirs["targets"])
-    digests = [section(summary, "digests") for summary in (ours, theirs)]
-    return [
-        name
-        for name in MUST_AGREE
-        if digests[0].get(name) != digests[1].get(name) and (name != "normaliser" or same_targets)
-    ]
-
-
-def comparable_sets(briefs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Parts the finished runs into sets within which all can be compared, the largest first: writes the number of its
-    set into each, and says of every set its digests, clips, targets, and in what it differs from the first."""
-    sets: list[dict[str, Any]] = []
-    for brief in briefs:
-        if "targets" not in brief:
-            continue
-        home = next((one for one in sets if not any(differing(brief, other) for other in one["kinds"])), None)
-        if home is None:
-            home = {"kinds": [], "runs": []}
-            sets.append(home)
-        if not any(brief["targets"].keys() == other["targets"].keys() for other in home["kinds"]):
-            home["kinds"].append(brief)
-        home["runs"].append(brief)
-    sets.sort(key=lambda one: -len(one["runs"]))
-    for number, one in enumerate(sets):
-        for brief in one["runs"]:
-            brief["set"] = number
-        one["differs"] = differing(one["kinds"][0], sets[0]["kinds"][0])
-    return [
-        {
-            "digests": one["kinds"][0]["digests"],
-            "clips": one["kinds"][0]["clips"],
-            "differs": one["differs"],
-            "runs": len(one["runs"]),
-            "targets": sorted({target for brief in one["kinds"] for target in brief["targets"]}),
-        }
-        for one in sets
-    ]

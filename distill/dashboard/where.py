@@ -15,11 +15,11 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from distill.dashboard.journal import regular
-from distill.dashboard.runs import read_text, rounded
+from distill.dashboard.summary import read_text, rounded
 
 RECORD, TENSORS = "where.json", "where.safetensors"
 VERSION = 1
-LISTED = 8  # clips at either end
+LISTED = 4  # clips at either end, as many as a run shows of its converter's
 BINS = 40
 PICTURES = ("student", "converted", "teacher", "thumbnails")
 RESAMPLES = 2000
@@ -67,7 +67,7 @@ class Where:
 
     def sums(self, target: str, candidate: str, axis: str, size: int | None = None) -> np.ndarray:
         """(2, size) float64: a candidate's squared errors, and the spread, by positions, channels or clips."""
-        rows = []
+        rows: list[np.ndarray] = []
         for name in (f"{target}/error/{candidate}/{axis}", f"{target}/spread/{axis}"):
             found = np.asarray(self.file.get_tensor(name), dtype=np.float64) if name in self.names else None
             if found is None or found.ndim != 1 or size not in (None, len(found)):
@@ -98,6 +98,7 @@ class Where:
             "special": dict(zip(special, positions[whole:].tolist(), strict=True)),
             "channels": histogram(r2c(self.sums(target, candidate, "channels"))),
             "clips": {"worst": clips[:LISTED], "best": best[-LISTED:][::-1], "of": len(clips)},
+            "main": candidate == self.main,
             "shares": layout.get("shares"),
         }
         return rounded(found) | {"pictures": self.pictures(target)}
@@ -180,5 +181,6 @@ def paired(ours: np.ndarray, theirs: np.ndarray, groups: Sequence[str]) -> dict[
     by_group = [np.stack([np.bincount(group, row, len(names)) for row in sums]) for sums in (ours, theirs)]
     drawn = [weights @ sums.T for sums in by_group]
     differences = r2c(drawn[0].T) - r2c(drawn[1].T)
-    low, high = np.nanpercentile(differences, [2.5, 97.5])
+    known = np.isfinite(differences).any()
+    low, high = np.nanpercentile(differences, [2.5, 97.5]) if known else (float("nan"), float("nan"))
     return {"value": float(r2c(ours.sum(1)) - r2c(theirs.sum(1))), "low": low, "high": high}

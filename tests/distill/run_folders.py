@@ -45,6 +45,7 @@ def summary(
         "head": None,
         "clips": {"train": 600, "val": 100, "test": 200, "refused": 0},
         "digests": DIGESTS,
+        "spaces": {target: f"space of {target}" for target in targets},
     }
     return found | entries
 
@@ -134,19 +135,20 @@ def write_where(
     """where.json and where.safetensors of a run whose error grows towards the edges and with time."""
     draw = np.random.default_rng(0)
     grids = {"videomae": (8, 14, 14), "timesformer": (16, 14, 14), "vivit": ()} if grids is None else grids
-    shown, tensors, targets = (0, 1, clips - 1), dict[str, np.ndarray](), dict[str, Any]()
+    by_clip = (1 - r2c) * np.random.default_rng(1).gamma(9, 1 / 9, clips)
+    order = np.argsort(-by_clip, kind="stable").tolist()
+    shown, tensors, targets = [*order[:4], *order[-4:]], dict[str, np.ndarray](), dict[str, Any]()
     for target, grid in grids.items():
         error, kinds = np.full(1, 0.4), []
         if grid:
             t, y, x = np.meshgrid(*(np.linspace(-1, 1, n) for n in grid), indexing="ij")
             error = ((1 - r2c) * (0.6 + 0.5 * (y**2 + x**2) + 0.2 * t)).ravel()
             shade, kinds = np.stack([128 + 100 * t, 128 + 100 * y, 128 + 100 * x], axis=-1), ["converted", "student"]
-            noise = [draw.normal(0, scale, (3, *shade.shape)) for scale in (0, 20, 40)]
+            noise = [draw.normal(0, scale, (len(shown), *shade.shape)) for scale in (0, 20, 40)]
             for what, at in zip(("teacher", *kinds), noise, strict=True):
                 tensors[f"{target}/{what}"] = np.clip(shade + at, 0, 255).astype(np.uint8)
-            tensors[f"{target}/thumbnails"] = draw.integers(0, 256, (3, grid[0], 56, 56, 3), dtype=np.uint8)
+            tensors[f"{target}/thumbnails"] = draw.integers(0, 256, (len(shown), grid[0], 56, 56, 3), dtype=np.uint8)
         channels = (1 - r2c) * draw.gamma(4, 0.25, width)
-        by_clip = (1 - r2c) * np.random.default_rng(1).gamma(9, 1 / 9, clips)
         for axis, errors in (("positions", error), ("channels", channels), ("clips", by_clip)):
             tensors[f"{target}/spread/{axis}"] = np.ones_like(errors)
             tensors[f"{target}/error/converter/{axis}"] = errors

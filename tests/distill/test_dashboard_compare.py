@@ -64,6 +64,20 @@ def test_other_clips_or_another_space_are_refused_by_name(name: str, tmp_path: P
     assert "targets" not in found
 
 
+def test_runs_that_share_a_target_in_another_space_are_refused(tmp_path: Path) -> None:
+    """The normaliser of all targets says nothing where these are not the same: the space of each does."""
+    a = write_run(tmp_path / "a", targets=["videomae"])
+    b = write_run(tmp_path / "b", targets=["videomae", "vivit"], spaces={"videomae": "another", "vivit": "v"})
+    assert (
+        "they differ in normaliser of videomae (normaliser of videomae: space of vid and another)"
+        in (pair(a, b)["refused"])
+    )
+    c = write_run(tmp_path / "c", targets=["videomae", "vivit"], spaces={})
+    assert "(normaliser of videomae: space of vid and not told)" in pair(a, c)["refused"]
+    found = pair(a, write_run(tmp_path / "d", targets=["videomae", "vivit"], digests=DIGESTS | {"normaliser": "both"}))
+    assert "targets" in found and list(found["digests"]) == ["split", "view", "data", "normaliser of videomae"]
+
+
 def test_runs_without_numbers_or_a_common_target_are_refused(tmp_path: Path) -> None:
     a, b = write_run(tmp_path / "a"), write_run(tmp_path / "b", finished=False)
     assert "b has no summary.json that can be read" in pair(a, b)["refused"]
@@ -113,10 +127,13 @@ def test_errors_by_place_channel_and_clip_are_told(tmp_path: Path) -> None:
     assert found["positions"][0] == pytest.approx(1 - 0.4 * (0.6 + 1 - 0.2), abs=1e-5)  # first frame, a corner
     assert floor["positions"][0] == pytest.approx(found["positions"][0] - 0.1, abs=1e-5)
     assert sum(found["channels"]["counts"]) + found["channels"]["below"] == 32
-    worst = [clip["r2c"] for clip in found["clips"]["worst"]]
-    assert worst == sorted(worst) and found["clips"]["best"][0]["r2c"] > worst[-1] and found["clips"]["of"] == 40
+    worst, best = found["clips"]["worst"], found["clips"]["best"]
+    assert [clip["key"] for clip in worst + best[::-1]] == [picture["key"] for picture in found["pictures"]]
+    assert [clip["r2c"] for clip in worst] == pytest.approx([at["r2c"] for at in found["pictures"][:4]], abs=1e-5)
+    assert worst[0]["r2c"] < worst[-1]["r2c"] < best[-1]["r2c"] < best[0]["r2c"] and found["clips"]["of"] == 40
+    assert found["main"] and not floor["main"]
     picture = found["pictures"][2]
-    assert (picture["key"], picture["label"]) == ("000039-clip", "a") and picture["teacher"]["shape"] == (8, 14, 14, 3)
+    assert picture["label"] == "a" and picture["teacher"]["shape"] == (8, 14, 14, 3)
     assert picture["thumbnails"]["shape"] == (8, 56, 56, 3)
     pooled = file.told("vivit", "converter")
     assert pooled["special"] == {"cls": 0.6} and pooled["positions"] == [] and pooled["pictures"] == []
@@ -129,7 +146,7 @@ def test_errors_by_place_channel_and_clip_are_told(tmp_path: Path) -> None:
         ({"videomae/spread/positions": np.ones((2, 5))}, r"spread/positions of .* shape \(2, 5\)"),
         ({"videomae/spread/channels": np.ones(5)}, r"videomae/spread/channels .* shape \(5,\); it must be \(32,\)"),
         ({"videomae/error/converter/clips": np.ones(7)}, r"shape \(7,\); it must be \(40,\)"),
-        ({"videomae/teacher": np.ones((3, 8, 14, 14, 3))}, "videomae/teacher .* is float64"),
+        ({"videomae/teacher": np.ones((8, 8, 14, 14, 3))}, "videomae/teacher .* is float64"),
         ({"videomae/thumbnails": np.ones((9, 2, 8, 8, 3), np.uint8)}, r"thumbnails .* uint8 \(9, 2, 8, 8, 3\)"),
     ],
 )

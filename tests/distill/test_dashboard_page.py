@@ -1,52 +1,32 @@
 """The page in a headless Chromium: every page, a run chosen, links, live updates, the export without a network."""
 
+# ruff: noqa: F401, F811 (fixtures are imported, and named again by the tests that take them)
 from __future__ import annotations
 
+import itertools
 import json
-import shutil
-import threading
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from browsing import address, browser, drawn, executable, page, painted, until
 from run_folders import write_deprived, write_run
 
 from distill.dashboard.api import Api
 from distill.dashboard.export import export
-from distill.dashboard.server import Server
 
-sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 pytestmark = pytest.mark.browser
 
-NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-QUIET = ("gpu", "quic", "background-networking", "component-update", "sync")
 PAGES = ("overview", "curves", "where", "deficiency", "compare")
 HOSTILE = "<img src=x onerror=alert(1)>"
-READBACK = "Multiple readback operations"  # what Chromium says of PAINTED
-PAINTED = """(layers) => {
-    const found = {};
-    for (const canvas of layers) {
-        const {data} = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
-        for (let at = 0; at < data.length; at += 4) {
-            if (data[at + 3]) found[data.slice(at, at + 3).join()] = (found[data.slice(at, at + 3).join()] ?? 0) + 1;
-        }
-    }
-    return found;
-}"""
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    path = next(filter(None, map(shutil.which, NAMES)), None)
-    if path is None:
-        pytest.skip(f"no browser: none of {', '.join(NAMES)} is on the PATH")
-    flags = ["--no-sandbox", "--no-first-run", *(f"--disable-{name}" for name in QUIET)]
-    with sync_api.sync_playwright() as playwright:
-        found = playwright.chromium.launch(executable_path=path, args=flags)
-        yield found
-        found.close()
+JUNK: tuple[Any, ...] = (
+    3,
+    [],
+    {"videomae": 3},
+    {"videomae": {"r2c": None}},
+    {"videomae": {"direction": {"all": {"converted": {"alarms": 3}}}}},
+)
 
 
 @pytest.fixture
@@ -57,50 +37,6 @@ def runs(tmp_path: Path) -> Path:
     write_deprived(root / "arms")
     write_run(root / "going", family="dsconv", finished=False, steps=30)
     return root
-
-
-@pytest.fixture
-def address(runs: Path) -> Iterator[str]:
-    with Server(Api([runs]), 0) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield server.address
-        server.shutdown()
-
-
-@pytest.fixture
-def page(browser: Any) -> Iterator[Any]:
-    """A page in a context of its own, that fails the test where its console or its requests say so."""
-    context = browser.new_context(viewport={"width": 1400, "height": 900})
-    found = context.new_page()
-    wrong: list[str] = []
-    found.on(
-        "console", lambda at: at.type in ("error", "warning") and READBACK not in at.text and wrong.append(at.text)
-    )
-    found.on("pageerror", lambda error: wrong.append(str(error)))
-    found.on("dialog", lambda dialog: (wrong.append(f"dialog {dialog.message}"), dialog.dismiss()))
-    found.on("request", lambda at: at.url.startswith(("http://127.0.0.1:", "file:", "blob:")) or wrong.append(at.url))
-    yield found
-    context.close()
-    assert not wrong
-
-
-def until(found: Callable[[], Any], seconds: float = 60) -> Any:
-    """What `found` returns as soon as it is true. The page's policy forbids Playwright's own waiting on expressions."""
-    end = time.monotonic() + seconds
-    while not (value := found()) and time.monotonic() < end:
-        time.sleep(0.1)
-    assert value
-    return value
-
-
-def painted(page: Any, title: str) -> dict[str, int]:
-    """Colour -> pixels of the chart under a title that begins so, all its layers; empty until it is drawn."""
-    chart = page.locator("section.card", has=page.locator("h2", has_text=title)).locator("canvas")
-    return chart.evaluate_all(PAINTED)
-
-
-def drawn(page: Any, title: str) -> dict[str, int]:
-    return until(lambda: len(found := painted(page, title)) > 3 and found)
 
 
 def test_every_page_opens_and_draws(page: Any, address: str) -> None:
@@ -241,18 +177,6 @@ def test_a_large_grid_is_drawn_at_once_when_the_window_changes(page: Any, addres
     assert page.locator(".canvas").first.evaluate(last_place) > 200
 
 
-def test_every_chart_is_saved_as_picture_and_numbers(page: Any, address: str) -> None:
-    page.goto(address)
-    drawn(page, "Families and floors")
-    for button, start in (("PNG", b"\x89PNG"), ("CSV", b"row,kind,teacher,r2c,low,high,seeds\n")):
-        with page.expect_download() as download:
-            page.get_by_role("button", name=button).first.click()
-        assert Path(download.value.path()).read_bytes().startswith(start)
-    with page.expect_download() as download:
-        page.get_by_role("button", name="CSV").first.click()
-    assert "perceiver,family,videomae,0.7,0.69,0.71,1" in Path(download.value.path()).read_text()
-
-
 def test_broken_runs_say_what_is_broken(page: Any, address: str, runs: Path) -> None:
     with open(runs / "going" / "metrics.jsonl", "a") as file:
         file.write("{nonsense\n{half")
@@ -302,3 +226,39 @@ def test_the_teacher_is_chosen_by_keys_and_kept(page: Any, address: str) -> None
     page.keyboard.press("/")
     page.keyboard.type("mamba")
     until(lambda: page.locator(".runs li").count() == 1)
+
+
+def test_a_browser_is_looked_for_on_the_path_and_where_playwright_puts_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    own = tmp_path / "chrome"
+    assert executable(str(own)) is None
+    own.touch()
+    assert executable(str(own)) == str(own)
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "chromium").touch(mode=0o755)
+    assert executable(str(own)) == str(tmp_path / "bin" / "chromium")
+
+
+def test_numbers_of_another_form_break_no_page(page: Any, address: str, runs: Path) -> None:
+    for number, (name, junk) in enumerate(itertools.product(("targets", "gain", "head", "deficiency", "cost"), JUNK)):
+        told = json.loads((runs / "arms" / "strong" / "summary.json").read_text())
+        (runs / f"junk-{number}").mkdir()
+        (runs / f"junk-{number}" / "summary.json").write_text(json.dumps(told | {name: junk}))
+    page.goto(address)
+    for number, name in enumerate(PAGES, 1):
+        page.keyboard.press(str(number))
+        until(lambda name=name: page.locator(f"nav a[aria-current=page][href^='#/{name}']").count())
+        time.sleep(0.5)
+        assert "undefined" not in page.locator("main").inner_text() and "NaN" not in page.locator("main").inner_text()
+        assert page.locator("#status").get_attribute("class") != "lost"
+
+
+def test_pages_that_are_left_while_they_are_drawn_leave_no_error(page: Any, address: str) -> None:
+    page.goto(address)
+    for key in "1234512345132415":
+        page.keyboard.press(key)
+        page.wait_for_timeout(30)
+    page.keyboard.press("1")
+    drawn(page, "Is it still improving")

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from run_folders import lines, recipe, summary, write_run
+from run_folders import lines, recipe, write_run
 
 from distill.dashboard import journal
 from distill.dashboard.api import Api
 from distill.dashboard.journal import Journal, thin
-from distill.dashboard.runs import Run, comparable_sets, digest, settings
+from distill.dashboard.runs import Run, digest, settings
 
 
 def line(step: object, value: object, **names: object) -> str:
@@ -191,7 +191,7 @@ def test_the_list_says_of_every_run_what_it_is(tmp_path: Path) -> None:
     assert [brief["state"] for brief in briefs.values()] == ["running", "quiet", "finished"]
     assert briefs["a/going"]["step"] == 40 and briefs["a/going"]["validated"]["vivit"] == pytest.approx(0.57, abs=0.01)
     done = briefs["b/done"]
-    assert (done["family"], done["seed"], done["steps"], done["set"]) == ("perceiver", 3, 100, 0)
+    assert (done["family"], done["seed"], done["steps"], done["set"]) == ("perceiver", 3, 100, found["sets"][0]["id"])
     assert done["targets"]["vivit"]["r2c"] == 0.4 and done["gain"]["vivit"]["low"] == 0.09
 
 
@@ -218,20 +218,6 @@ def test_a_summary_with_the_targets_alone_and_nan_is_shown(tmp_path: Path) -> No
     assert answer is not None and b"NaN" not in answer
     (brief,) = json.loads(answer)["runs"]
     assert brief["targets"] == {"videomae": {"r2c": None}} and brief["floors"] == {} and brief["lead"] == {}
-
-
-def test_runs_that_cannot_be_compared_stand_in_other_sets() -> None:
-    digests = summary()["digests"]
-    made = [
-        summary(),
-        summary(digests=digests | {"split": "other"}),
-        summary(targets=["videomae"], digests=digests | {"normaliser": "of one target"}),
-        summary(digests=digests | {"normaliser": "of another store"}),
-    ]
-    sets = comparable_sets(made)
-    assert [one["set"] for one in made] == [0, 1, 0, 2]
-    assert [(one["runs"], one["differs"]) for one in sets] == [(2, []), (1, ["split"]), (1, ["normaliser"])]
-    assert sets[0]["targets"] == ["timesformer", "videomae", "vivit"]
 
 
 def test_every_line_that_a_run_logs_is_read(tmp_path: Path) -> None:

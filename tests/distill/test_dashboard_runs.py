@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from browsing import browser, drawn, page, until  # noqa: F401
 from safetensors.numpy import load_file
-from test_dashboard_page import browser, drawn, page, until  # noqa: F401
 from waves import TINY
 
 from distill import run

@@ -26,7 +26,7 @@ export function card(title, { height = 320, wide = false } = {}) {
     button("PNG", "Save the picture", () => picture((blob) => save(`${title}.png`, blob))));
   const heading = h("h2", {}, title);
   const root = h("section", { class: wide ? "card wide" : "card" }, h("div", { class: "head" }, heading, tools), canvas, data, note);
-  let chart = null, draw = null, rows = [[]], acts = {};
+  let chart = null, draw = null, rows = [[]], acts = {}, gone = false;
 
   const sizes = new ResizeObserver(() => chart && chart.resize());
   sizes.observe(canvas);
@@ -37,6 +37,15 @@ export function card(title, { height = 320, wide = false } = {}) {
     chart ??= echarts.init(canvas, null, { renderer: "canvas" });
     for (const [event, act] of Object.entries(acts)) chart.off(event).on(event, act);
     chart.setOption({ animation: false, textStyle: { fontFamily: look.font, fontSize: 12 }, ...draw(look) }, { notMerge: true });
+  }
+  // A picture that ECharts is still painting, piece by piece, it would go on painting when it is gone, and fail: first it
+  // is painted anew, empty.
+  function end() {
+    if (!chart) return;
+    chart.clear();
+    chart.getZr().refreshImmediately();
+    chart.dispose();
+    chart = null;
   }
   function fillTable() {
     if (!data.hidden) replace(data, table(rows[0], rows.slice(1).map((row) => row.map((cell) => cell ?? ""))));
@@ -53,8 +62,9 @@ export function card(title, { height = 320, wide = false } = {}) {
   const one = {
     root,
     redraw,
-    dispose: () => { sizes.disconnect(); if (chart) chart.dispose(); },
+    dispose: () => { sizes.disconnect(); end(); gone = true; },
     show(newDraw, newRows, text = "", on = {}) {
+      if (gone) return; // data that came when its page was left
       [draw, rows, acts] = [newDraw, newRows, on];
       tools.hidden = false;
       canvas.hidden = !data.hidden;
@@ -66,8 +76,8 @@ export function card(title, { height = 320, wide = false } = {}) {
     // Says in words why there is nothing to see.
     say(text) {
       draw = null;
-      if (chart) chart.dispose();
-      [chart, rows] = [null, [[]]];
+      end();
+      rows = [[]];
       canvas.hidden = tools.hidden = data.hidden = true;
       replace(note, text);
     },

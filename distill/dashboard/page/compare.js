@@ -3,7 +3,7 @@
 import { axis, card, tip, whiskers } from "./card.js";
 import { get } from "./data.js";
 import { between, h, number, replace, select, signed, table } from "./dom.js";
-import { chosen, standings, variants } from "./runs.js";
+import { chosen, flatters, metricOption, standings, variants } from "./runs.js";
 import { change } from "./state.js";
 
 export function mountCompare(main) {
@@ -43,7 +43,7 @@ export function mountCompare(main) {
 // The runs of the address, or the two families that are best on val for the first teacher.
 function pair(model, state) {
   const at = chosen(model, state);
-  const likely = [...standings(variants(at.runs), at.target).map((one) => one.first.id).slice(0, 2).reverse(), ...model.runs.map((run) => run.id)];
+  const likely = [...standings(variants(at.runs), at.target).map((one) => one.first.id).slice(0, 2).reverse(), ...at.runs.map((run) => run.id), ...model.runs.map((run) => run.id)];
   const first = model.byId.has(state.a) ? state.a : likely.find((id) => id !== state.b);
   const second = model.byId.has(state.b) ? state.b : likely.find((id) => id !== first);
   return [first, second];
@@ -54,14 +54,15 @@ function show({ verdict, chart, numbers, recipe }, found) {
     ? table(["key", "A", "B"], found.recipe.map(([key, a, b]) => [key, a ?? "not there", b ?? "not there"]))
     : h("p", {}, "Nothing but names and folders."));
   const hashes = found.digests && table(["digest", "A", "B", ""], Object.entries(found.digests).map(([name, [a, b]]) =>
-    [name, short12(a), short12(b), a === b ? "same" : h("b", {}, "differs")]));
+    [name, short12(a), short12(b), a !== b ? h("b", {}, "differs") : a == null ? h("b", {}, "not told") : "same"]));
   if (found.refused) {
     replace(verdict, h("h2", {}, "These two cannot be compared"), h("p", { class: "verdict no" }, found.refused), hashes);
     replace(numbers, h("h2", {}, "Numbers"), h("p", { class: "note" }, "Not shown, for they would not mean the same."));
     return chart.say("");
   }
-  const changes = Object.entries(found.targets).map(([target, metrics]) => ({ target, ...metrics.r2c, note: found.notes[target] }));
-  replace(verdict, h("h2", {}, "Which is better in r2c"), h("ul", {}, changes.map((one) => h("li", {}, h("b", {}, one.target), `: ${judge(one)}`))),
+  const all = Object.entries(found.targets).map(([target, metrics]) => ({ target, ...metrics.r2c, note: found.notes[target] }));
+  const changes = all.filter((one) => one.value != null);
+  replace(verdict, h("h2", {}, "Which is better in r2c"), h("ul", {}, all.map((one) => h("li", {}, h("b", {}, one.target), `: ${judge(one)}`))),
     h("details", {}, h("summary", {}, "Same clips, view and normaliser"), hashes));
   replace(numbers, h("h2", {}, "Numbers on test"), h("div", { class: "tiles" }, Object.entries(found.targets).map(([target, metrics]) => h("div", {}, h("h3", {}, target),
     table(["metric", "A", "B", "B − A"], Object.entries(metrics).filter(([, at]) => at.a != null || at.b != null).map(numbersOf)),
@@ -71,18 +72,21 @@ function show({ verdict, chart, numbers, recipe }, found) {
 
 function numbersOf([name, at]) {
   const digits = name === "rank_recovery" ? 0 : 4; // a count
-  return [name, number(at.a, digits), number(at.b, digits), `${signed(at.value, digits)} ${between(at.low, at.high, digits)}`];
+  const cells = [metricOption(name)[1], number(at.a, digits), number(at.b, digits), `${signed(at.value, digits)} ${between(at.low, at.high, digits)}`];
+  return flatters(name) ? cells.map((cell) => h("td", { class: "faint" }, cell)) : cells;
 }
 
 const short12 = (text) => (text == null ? "not there" : String(text).slice(0, 12));
 
-function judge({ value, low, high }) {
+function judge({ value, low, high, note }) {
+  if (value == null) return note;
   const by = `${signed(value, 4)} ${between(low, high, 4)}`;
   if (low == null) return `${by}: without an interval, nothing is shown`;
   return low > 0 ? `B is better, ${by}` : high < 0 ? `B is worse, ${by}` : `not told apart, ${by}`;
 }
 
 function drawChanges(chart, changes) {
+  if (!changes.length) return chart.say("There is no r2c of both.");
   chart.height(90 + 44 * changes.length);
   const ends = changes.map((one) => [one.value, one.low ?? one.value, one.high ?? one.value]);
   const tint = (one, look) => (one.low > 0 ? look.colours[0] : one.high < 0 ? look.colours[1] : look.faint);

@@ -1,11 +1,11 @@
 // What was measured during training: a few runs at a time, the best of every family first.
 
 import { axis, card, tip } from "./card.js";
-import { get } from "./data.js";
+import { pointsOf, readOn, seriesOf } from "./data.js";
 import { amount, h, number, replace, select, shortPath } from "./dom.js";
 import { floorLines, lineGroups, nearAndFar, reach } from "./floors.js";
-import { METRICS, chosen, floorsOf, standings, variants } from "./runs.js";
-import { change, note } from "./state.js";
+import { METRICS, chosen, floorsOf, metricOption, standings, variants } from "./runs.js";
+import { change, currentState, note } from "./state.js";
 import { colour, dash } from "./theme.js";
 
 const MOST = 12; // runs in one chart
@@ -32,16 +32,16 @@ export function mountCurves(main) {
     const wanted = model.runs.filter((run) => words.every((word) => `${run.name} ${run.family}`.toLowerCase().includes(word)));
     const first = [...wanted].sort((a, b) => shown.includes(b.id) - shown.includes(a.id)).slice(0, LISTED);
     replace(list, first.map((run) => h("li", {}, h("label", {},
-      h("input", { type: "checkbox", value: run.id, checked: shown.includes(run.id), onchange: (event) => toggle(run.id, event.target.checked) }),
+      h("input", { type: "checkbox", value: run.id, checked: shown.includes(run.id), disabled: shown.length >= MOST && !shown.includes(run.id), onchange: (event) => toggle(run.id, event.target.checked) }),
       h("span", { class: "name", title: run.name }, shortPath(run.name, 24)), h("span", { class: "faint" }, run.state === "finished" ? run.family ?? "" : run.state)))));
-    replace(about, `${shown.length} of ${model.runs.length} shown${wanted.length > LISTED ? `; the first ${LISTED} of ${wanted.length} are listed` : ""}. At most ${MOST} at a time.`);
+    replace(about, `${shown.length} of ${model.runs.length} shown${wanted.length > LISTED ? `; the first ${LISTED} of ${wanted.length} are listed` : ""}. At most ${MOST} at a time${shown.length >= MOST ? ": take one away to choose another" : ""}.`);
   }
   function toggle(id, on) {
     const runs = on ? [...shown, id] : shown.filter((one) => one !== id);
-    change({ runs: runs.slice(-MOST).join(",") || "none" });
+    change({ runs: runs.join(",") || "none" });
   }
 
-  return async (newModel, state) => {
+  return async function update(newModel, state) {
     const mine = ++turn;
     [model, at] = [newModel, chosen(newModel, state)];
     shown = selected(model, at, state);
@@ -49,15 +49,15 @@ export function mountCurves(main) {
     fillList();
     [...list.querySelectorAll("input")].find((one) => one.value === before)?.focus();
     const runs = shown.map((id) => model.byId.get(id));
-    const lists = await Promise.all(runs.map((run) => get(`runs/${run.id}/series`, String(run.stamp))));
+    const lists = await Promise.all(runs.map(seriesOf));
     if (mine !== turn) return;
     const names = metricNames(lists);
     const key = names.includes(state.series) ? state.series : preferred(names, at.target);
-    metric.fill(names.map((name) => [name, name]), key, { always: true });
+    metric.fill(names.map(metricOption), key, { always: true });
     replace(problems, runs.flatMap((run, i) => complaints(run, lists[i])));
     const found = await Promise.all(runs.map(async (run, i) => {
       const which = lists[i].series.findIndex((one) => nameOf(one) === key);
-      return { run, points: which < 0 ? null : await get(`runs/${run.id}/series/${which}`, String(run.stamp)) };
+      return { run, points: which < 0 ? null : await pointsOf(run, lists[i], which) };
     }));
     if (mine !== turn) return;
     const lines = found.filter((one) => one.points?.step.length);
@@ -67,8 +67,18 @@ export function mountCurves(main) {
     scale.fill([["", "even"], ["log", "logarithmic"]], state.log ?? "");
     floors.fill([["", "near"], ["all", "all"], ["none", "none"]], state.floors ?? "");
     drawCurves(chart, { model, at, lines, key, x, log: state.log === "log", only: axes.length === 1, floors: state.floors, zoom: state.zoom });
+    readOn(lists, () => mine === turn && chart.root.isConnected && update(newModel, currentState()));
   };
 }
+
+// The same curves, nearer by a factor around the middle of what is seen, or farther.
+export function zoomBy(factor, state) {
+  const [start, end] = bounds(state.zoom);
+  const half = Math.min(50, (end - start) / factor / 2), middle = Math.min(100 - half, Math.max(half, (start + end) / 2));
+  change({ zoom: half < 50 ? `${(middle - half).toFixed(1)}-${(middle + half).toFixed(1)}` : null });
+}
+
+const bounds = (zoom) => (/^\d+(\.\d+)?-\d+(\.\d+)?$/.test(zoom) ? zoom.split("-").map(Number) : [0, 100]);
 
 // The runs of the address, or the best of every family on val for the teacher; without any summary the newest ones.
 function selected(model, at, state) {
@@ -109,7 +119,7 @@ function drawCurves(chart, { model, at, lines, key, x, log, only, floors, zoom }
     twins.set(family, again + 1);
     return { ...one, family, again };
   });
-  const [start, end] = /^\d+(\.\d+)?-\d+(\.\d+)?$/.test(zoom) ? zoom.split("-").map(Number) : [0, 100];
+  const [start, end] = bounds(zoom);
   const option = (look) => ({
     grid: { left: 64, right: 130, top: 20, bottom: 48 },
     xAxis: axis(look, AXES[x], { type: log ? "log" : "value", max: "dataMax", min: log ? "dataMin" : null, axisLabel: { color: look.faint, hideOverlap: true, formatter: (value) => amount(value) } }),
@@ -126,8 +136,9 @@ function drawCurves(chart, { model, at, lines, key, x, log, only, floors, zoom }
       { id: "floors", type: "line", data: [], markLine: { ...floorLines(look, groups), label: { ...floorLines(look, groups).label, position: "insideStartTop" } } },
     ],
   });
-  const rows = [["run", x, key], ...lines.flatMap(({ run, points }) => points[x].map((along, i) => [run.name, along, points.value[i]]))];
-  const notes = ["Colour: family. Dash: further runs of it. The wheel zooms."];
+  const rows = [["run", x, key], ...lines.flatMap(({ run, points }) => points[x].map((along, i) => [run.name, along, points.value[i]])),
+    ...known.map((floor) => [`${floor.kind.slice(0, -1)} ${floor.name}`, null, floor.value])];
+  const notes = ["Colour: family. Dash: further runs of it. The wheel zooms, and so do + and −."];
   if (known.length) notes.push(`Dashed: floors and references of the best run, on test${far}.`);
   if (new Set(lines.map((one) => one.run.set)).size > 1) notes.push("These runs are not all known to be on the same clips, view and normaliser: do not compare them.");
   if (only) notes.push("Of these runs not all have taken down seconds and bytes: steps are the only axis that they share.");

@@ -3,6 +3,7 @@
 const recording = document.getElementById("recorded");
 const recorded = recording && JSON.parse(recording.textContent);
 const KEPT = 400; // answers that are remembered
+const AGAIN = 200; // milliseconds until a file that is being read is asked for again
 const EVERY = 2000; // milliseconds between two looks at the list of runs
 
 const answers = new Map();
@@ -19,6 +20,22 @@ export async function get(path, stamp = "") {
   if (answers.size > KEPT) answers.delete(answers.keys().next().value);
   answer.catch(() => answers.delete(path));
   return answer;
+}
+
+// What a run's metrics are, as far as the server has read them: a file that is large it reads on with each such question.
+export async function seriesOf(run) {
+  const path = `runs/${run.id}/series`;
+  const found = await get(path, String(run.stamp));
+  if (found.read < 1) answers.delete(path);
+  return found;
+}
+
+// The points of one of them, for the same state of the reading.
+export const pointsOf = (run, { read }, which) => get(`runs/${run.id}/series/${which}`, `${run.stamp} ${read}`);
+
+// Comes again a moment later, where any was not read to its end, as long as it is wanted.
+export function readOn(lists, again) {
+  if (lists.some(({ read }) => read < 1)) setTimeout(again, AGAIN);
 }
 
 async function fetchJson(path) {

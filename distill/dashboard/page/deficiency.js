@@ -36,7 +36,7 @@ export function mountDeficiency(main) {
     const targets = at.targets.filter((target) => found.some((one) => looked(one, target)));
     at.target = targets.includes(state.teacher) ? state.teacher : targets[0] ?? at.target;
     const full = found.filter((one) => dig(one.summary, "targets", at.target)).sort((a, b) => whole(b) - whole(a) || byDial(a, b));
-    set.fill(model.sets.map((one, number) => [String(number), `${number + 1}: ${one.runs} runs`]), String(at.set));
+    set.fill(model.sets.map((one, number) => [one.id, `${number + 1}: ${one.runs} runs`]), at.set);
     teacher.fill(targets.map((name) => [name, name]), at.target);
     const measured = full.filter((one) => dig(one.summary, "deficiency", "targets", at.target));
     showArms(arms, measured, at.target);
@@ -87,7 +87,7 @@ function showDials(dials, model, full, target) {
   const points = kinds.map((kind) => full.filter((one) => about(one).kind === kind).map((one) => ({
     one, x: about(one).strength, y: dig(one.summary, "targets", target, "r2c"), masked: dig(about(one), "targets", target, "mask", "on"),
   })).filter((point) => point.x > 0));
-  const twins = full.filter(whole).map((one) => ({ name: name(one), y: dig(one.summary, "targets", target, "r2c") }));
+  const twins = full.filter(whole).map((one) => ({ name: name(one), run: one.run.name, y: dig(one.summary, "targets", target, "r2c") }));
   const masked = points.map((line) => line.filter((point) => point.masked != null));
   const line = (id, label, data, at, look, type, named) => ({
     id, name: label, type: "line", data, symbol: shape(at), symbolSize: 9, itemStyle: { color: colour(at, look) }, lineStyle: { color: colour(at, look), type },
@@ -106,7 +106,7 @@ function showDials(dials, model, full, target) {
     ],
   });
   dials.title(`Dial against r2c: ${target}`);
-  dials.show(draw, [["kind", "run", "strength", "r2c", "r2c with the mask on"], ...points.flatMap((line, at) => line.map((p) => [kinds[at], p.one.run.name, p.x, p.y, p.masked]))],
+  dials.show(draw, [["kind", "run", "strength", "r2c", "r2c with the mask on"], ...points.flatMap((line, at) => line.map((p) => [kinds[at], p.one.run.name, p.x, p.y, p.masked])), ...twins.map((twin) => ["twin", twin.run, null, twin.y])],
     `Strengths of different kinds are not the same amount. Dashed: the twin.${masked.some((line) => line.length) ? " Dotted: with the mask on." : ""}`);
 }
 
@@ -157,7 +157,8 @@ function showHeads(heads, full, { target, task, budget }) {
     ],
   });
   heads.show(draw, [["run", "arm", "accuracy", "low", "high", "gained", "gained, low", "gained, high"],
-    ...rows.map((row) => [row.label, row.arm, row.value, row.low, row.high, row.difference?.value, row.difference?.low, row.difference?.high])],
+    ...rows.map((row) => [row.label, row.arm, row.value, row.low, row.high, row.difference?.value, row.difference?.low, row.difference?.high]),
+    ...lines.filter(([, x]) => x != null).map(([text, x]) => [name(arms[0].one), text, x])],
   `Circle: converted tokens alone. Diamond: with a residual from the student. Gained, paired: ${rows.filter((row) => row.arm !== "converted").map((row) =>
     `${row.label.replace(" + residual", "")} ${signed(row.difference?.value)} ${between(row.difference?.low, row.difference?.high)}`).join("; ")}.`);
 }

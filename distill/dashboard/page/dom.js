@@ -26,10 +26,10 @@ export function select(label, choose) {
   let shown = "";
   return {
     root,
-    // options: [value, text] pairs. The control hides where there is nothing to choose, unless it is always to be seen.
+    // options: [value, text], and a class where there is one. The control hides where there is nothing to choose, unless it is always to be seen.
     fill(options, value, { always = false } = {}) {
       const wanted = JSON.stringify(options);
-      if (wanted !== shown) replace(list, options.map(([key, text]) => h("option", { value: key }, text)));
+      if (wanted !== shown) replace(list, options.map(([key, text, kind]) => h("option", { value: key, class: kind }, text)));
       shown = wanted;
       list.value = value ?? "";
       root.hidden = options.length < 2 && !always;

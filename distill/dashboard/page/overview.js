@@ -1,12 +1,13 @@
 // Which converter, for which teacher, at what cost, and can I believe it.
 
 import { axis, card, tip, whiskers } from "./card.js";
-import { get } from "./data.js";
+import { pointsOf, readOn, seriesOf } from "./data.js";
 import { floorLines, lineGroups, nearAndFar, reach } from "./floors.js";
 import { amount, between, h, number, replace, select, short, signed, table } from "./dom.js";
-import { COSTS, METRICS, better, chosen, costOf, dig, doubts, equivalentPixels, floorsOf, gained, leadOver, measured, regret, standings, variants } from "./runs.js";
+import { COSTS, METRICS, better, chosen, costOf, dig, equivalentPixels, floorsOf, gained, leadOver, markOf, measured, metricOption, regret, standings, variants } from "./runs.js";
 import { change, linkTo } from "./state.js";
 import { colour, dash, shape } from "./theme.js";
+import { verdict } from "./verdict.js";
 
 const RISING = 0.005; // r2c gained over the last quarter of a run's steps above which it is said to be still rising
 
@@ -26,9 +27,9 @@ export function mountOverview(main) {
   return (model, state) => {
     const at = chosen(model, state);
     const all = variants(at.runs);
-    set.fill(model.sets.map((one, number) => [String(number), setName(one, number)]), String(at.set));
+    set.fill(model.sets.map((one, number) => [one.id, setName(one, number)]), at.set);
     teacher.fill(at.targets.map((name) => [name, name]), at.target);
-    metric.fill(METRICS.filter((name) => at.runs.some((run) => measuredBy(run, name))).map((name) => [name, name]), at.metric);
+    metric.fill(METRICS.filter((name) => at.runs.some((run) => measuredBy(run, name))).map(metricOption), at.metric);
     cost.fill(Object.entries(COSTS), at.cost);
     showOthers(under, model);
     if (!all.length) {
@@ -61,8 +62,6 @@ function showAnswer(root, model, at, all) {
     const found = measured(best, target, "r2c");
     const gain = gained(best, target);
     const lead = next && leadOver(best, next, target);
-    const { no, care } = doubts(best, at.runs, target);
-    if (lead && !(lead.paired && lead.low > 0)) care.push(`not shown to be ahead of ${next.family}`);
     return [
       h("th", { scope: "row" }, h("a", { href: linkTo({ page: "overview", set: at.set, teacher: target, metric: at.metric, cost: at.cost }) }, target)),
       h("td", { class: "name" }, h("a", { href: linkTo({ page: "curves", set: at.set, teacher: target, runs: best.first.id }) }, best.family), count(best)),
@@ -70,7 +69,7 @@ function showAnswer(root, model, at, all) {
       h("td", { class: "number" }, `${signed(gain.value)} ${between(gain.low, gain.high)}`),
       h("td", { class: "number" }, next ? `${signed(lead.value)} on ${next.family} ${lead.paired ? between(lead.low, lead.high) : "(not paired)"}` : "–"),
       h("td", { class: "number" }, costText(best)),
-      h("td", {}, verdict(no, care, best.seeds.length)),
+      h("td", {}, verdict(best, next, at.runs, target)),
     ];
   });
   replace(root, h("h2", {}, "The best converter of each teacher"),
@@ -85,9 +84,14 @@ function scales(variant, target) {
   const pixels = equivalentPixels(variant, target), over = regret(variant, target);
   const line = (text) => h("div", { class: "faint" }, text);
   return [
-    pixels.beyond != null ? line(`worse than a shift of ${pixels.beyond} px`) : pixels.value != null ? line(`as a shift of ${pixels.value.toFixed(2)} px`) : null,
+    pixels.beyond != null || pixels.value != null ? line(asShift(pixels, variant.seeds.length)) : null,
     over.value != null ? line(`regret ${over.value.toFixed(2)} ${between(over.low, over.high)}`) : null,
   ];
+}
+
+function asShift({ value, beyond, times }, seeds) {
+  if (!times) return `as a shift of ${value.toFixed(2)} px`;
+  return times === seeds ? `worse than a shift of ${beyond} px` : `beyond ${beyond} px in ${times} of ${seeds} seeds`;
 }
 
 const count = (variant) => (variant.seeds.length > 1 ? h("span", { class: "faint" }, ` ${variant.seeds.length} seeds`) : null);
@@ -95,12 +99,6 @@ const count = (variant) => (variant.seeds.length > 1 ? h("span", { class: "faint
 export function costText(variant) {
   const [parameters, macs, ms] = ["parameters", "macs", "latency_ms"].map((name) => costOf(variant, name));
   return parameters == null ? "–" : `${(parameters / 1e6).toFixed(2)} M, ${(macs / 1e9).toFixed(2)} G, ${ms?.toFixed(0) ?? "–"} ms`;
-}
-
-function verdict(no, care, seeds) {
-  if (no.length) return h("span", { class: "verdict no" }, h("b", {}, "✕ no"), `: ${no.join("; ")}`);
-  if (care.length) return h("span", { class: "verdict care" }, h("b", {}, "! with care"), `: ${care.join("; ")}`);
-  return h("span", { class: "verdict yes" }, h("b", {}, "✓ yes"), `: above ridge, paired, and every other floor, ${seeds} seeds`);
 }
 
 // --- families and floors by teacher
@@ -117,23 +115,26 @@ function showHeat(heat, at, all) {
   for (const family of families.sort((a, b) => score(b) - score(a))) {
     for (const target of at.targets) {
       const variant = best.get(target).find((one) => one.family === family);
-      if (variant) put(family, target, { ...measured(variant, target, at.metric), kind: "family", run: variant.first.id, seeds: variant.seeds.length });
+      if (variant) put(family, target, { ...measured(variant, target, at.metric), kind: "family", mark: markOf(variant, target, at.metric), seeds: variant.seeds.length });
     }
   }
   rows.set("", rows.size); // an empty row before the floors
   for (const target of at.targets) {
-    if (best.get(target)[0]) for (const floor of floorsOf(best.get(target)[0], at.runs, target, at.metric).values()) put(floor.name, target, floor);
+    const [first] = best.get(target);
+    const mark = first && markOf(first, target, at.metric); // floors are of the same clips; what was computed is of none
+    if (first) for (const floor of floorsOf(first, at.runs, target, at.metric).values()) put(floor.name, target, { ...floor, mark: floor.name === "bayes" ? null : mark });
   }
   const names = [...rows.keys()];
   const values = cells.map((cell) => cell.value).filter((value) => value != null);
   const top = new Map(at.targets.map((target) => [target, cells.filter((cell) => cell.target === target && cell.kind === "family")
     .reduce((a, b) => (better(at.metric, b.value, a?.value) ? b : a), null)]));
-  heat.title(`Families and floors by teacher: ${at.metric} on test`);
+  heat.title(`Families and floors by teacher: ${metricOption(at.metric)[1]} on test`);
   const height = 50 + names.length * 28;
   heat.height(height);
   const draw = (look) => heatOption(look, { at, names, cells, top, values });
-  const csv = [["row", "kind", "teacher", at.metric, "low", "high", "seeds"], ...cells.map((c) => [c.name, c.kind, c.target, c.value, c.low, c.high, c.seeds])];
-  heat.show(draw, csv, "★ best family of the column. Below: floors and references, beside the best run of the column. A click on a cell chooses its teacher.",
+  const csv = [["row", "kind", "teacher", at.metric, "low", "high", "seeds", "not to be trusted"], ...cells.map((c) => [c.name, c.kind, c.target, c.value, c.low, c.high, c.seeds, c.mark])];
+  const marked = cells.some((cell) => cell.mark) ? " !: not to be trusted, there are too few clips." : "";
+  heat.show(draw, csv, `★ best family of the column. Below: floors and references, beside the best run of the column.${marked} A click on a cell chooses its teacher.`,
     { click: (event) => event.data?.cell && change({ teacher: event.data.cell.target }) });
   return height;
 }
@@ -148,7 +149,7 @@ function heatOption(look, { at, names, cells, top, values }) {
   }));
   const label = ({ data: { cell } }) => {
     const star = top.get(cell.target)?.name === cell.name && cell.kind === "family" ? "★ " : "";
-    return `${star}${number(cell.value, at.metric === "rank_recovery" ? 0 : 3)}${cell.low == null ? "" : ` ±${((cell.high - cell.low) / 2).toFixed(3)}`}`;
+    return `${star}${number(cell.value, at.metric === "rank_recovery" ? 0 : 3)}${cell.low == null ? "" : ` ±${((cell.high - cell.low) / 2).toFixed(3)}`}${cell.mark ? " !" : ""}`;
   };
   return {
     grid: { left: 110, right: 10, top: 26, bottom: 10 },
@@ -156,7 +157,8 @@ function heatOption(look, { at, names, cells, top, values }) {
     yAxis: axis(look, "", { type: "category", inverse: true, data: names, axisLabel: { color: look.text, formatter: (name) => short(name, 15) }, axisLine: { show: false }, splitLine: { show: false } }),
     visualMap: { show: false, dimension: 2, min: low, max: high, inRange: { color: amounts } },
     tooltip: tip(look, ({ data: { cell } }) => [`${cell.name}, ${cell.target}`, `${at.metric} ${number(cell.value, 4)} ${between(cell.low, cell.high, 4)}`,
-      cell.kind === "family" ? `best of its family on val, ${cell.seeds} seed(s)` : cell.kind.slice(0, -1)]),
+      cell.kind === "family" ? `best of its family on val, ${cell.seeds} seed(s)` : cell.kind.slice(0, -1),
+      ...(cell.mark ? [`not to be trusted: ${cell.mark}`] : [])]),
     series: [{
       id: "heat", type: "heatmap", progressive: 0, data, label: { show: true, formatter: label, fontSize: 12 }, itemStyle: { borderColor: look.surface, borderWidth: 2 },
       emphasis: { itemStyle: { borderColor: look.text } },
@@ -173,7 +175,8 @@ function showFront(front, model, at, all) {
   const onFront = [];
   for (const point of points) if (better(at.metric, point.value, onFront.at(-1)?.value)) onFront.push(point);
   const [best] = standings(all, at.target);
-  const { near, far } = nearAndFar(best ? [...floorsOf(best, at.runs, at.target, at.metric).values()] : [], points);
+  const known = best ? [...floorsOf(best, at.runs, at.target, at.metric).values()] : [];
+  const { near, far } = nearAndFar(known, points);
   front.title(`Quality against cost: ${at.target}`);
   if (!points.length) return front.say("No run says what it costs.");
   const draw = (look) => ({
@@ -195,7 +198,8 @@ function showFront(front, model, at, all) {
       { id: "floors", type: "scatter", data: [], markLine: floorLines(look, lineGroups(near, points)) },
     ],
   });
-  front.show(draw, [["family", "run", "seeds", at.cost, at.metric, "low", "high"], ...points.map((p) => [p.variant.family, p.variant.first.name, p.variant.seeds.length, p.x, p.value, p.low, p.high])],
+  front.show(draw, [["family", "run", "seeds", at.cost, at.metric, "low", "high"], ...points.map((p) => [p.variant.family, p.variant.first.name, p.variant.seeds.length, p.x, p.value, p.low, p.high]),
+    ...known.map((floor) => [floor.name, floor.kind.slice(0, -1), null, null, floor.value])],
     `A point for each recipe, with its interval. The line joins what nothing cheaper beats. Dashed: floors, which cost nothing of this${far}.`,
     { click: (event) => event.data?.point && change({ page: "curves", runs: event.data.point.variant.first.id }) });
 }
@@ -203,13 +207,16 @@ function showFront(front, model, at, all) {
 // --- is it still improving
 
 async function showRising(rising, model, at, all) {
+  const turn = (rising.turn = {});
   if (rising.empty()) rising.say("Reading the metrics of the best runs …");
   const best = standings(all, at.target).slice(0, 6);
   const found = await Promise.all(best.map(async ({ first, family }) => {
-    const { series } = await get(`runs/${first.id}/series`, String(first.stamp));
-    const which = series.findIndex((one) => one.split === "val" && one.metric === "r2c" && one.target === at.target && !one.converter);
-    return { run: first, family, points: which < 0 ? null : await get(`runs/${first.id}/series/${which}`, String(first.stamp)) };
+    const list = await seriesOf(first);
+    const which = list.series.findIndex((one) => one.split === "val" && one.metric === "r2c" && one.target === at.target && !one.converter);
+    return { run: first, family, read: list.read, points: which < 0 ? null : await pointsOf(first, list, which) };
   }));
+  if (turn !== rising.turn) return;
+  readOn(found, () => turn === rising.turn && rising.root.isConnected && showRising(rising, model, at, all));
   const shown = found.filter((one) => one.points);
   rising.title(`Is it still improving: r2c on val, ${at.target}`);
   if (!shown.length) return rising.say("These runs hold no r2c on val for this teacher.");
@@ -230,7 +237,7 @@ async function showRising(rising, model, at, all) {
     return late == null ? `${family}: too few points` : `${family} ${late > RISING ? "still rises" : "has levelled off"} (${signed(late)})`;
   });
   rising.show(draw, [["family", "run", "step", "r2c"], ...shown.flatMap(({ run, family, points }) => points.step.map((step, i) => [family, run.name, step, points.value[i]]))],
-    `Over the last quarter of the steps: ${words.join("; ")}. Above +${RISING} counts as rising. Of several seeds the first.`);
+    `Over the last quarter of the steps: ${words.join("; ")}. Above +${RISING} counts as rising. Of several seeds the first.${found.some(({ read }) => read < 1) ? " Not all of their metrics are read yet." : ""}`);
 }
 
 function lastQuarter({ step, value }) {

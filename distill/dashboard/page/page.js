@@ -3,12 +3,12 @@
 
 import { forgetCards } from "./card.js";
 import { mountCompare } from "./compare.js";
-import { mountCurves } from "./curves.js";
+import { mountCurves, zoomBy } from "./curves.js";
 import { exported, watch } from "./data.js";
 import { mountDeficiency } from "./deficiency.js";
 import { h, replace } from "./dom.js";
 import { mountOverview } from "./overview.js";
-import { buildModel } from "./runs.js";
+import { buildModel, chosen } from "./runs.js";
 import { change, currentState, linkTo } from "./state.js";
 import { mountWhere } from "./where.js";
 
@@ -20,7 +20,7 @@ const PAGES = {
   compare: { title: "Compare", about: "run B minus run A", mount: mountCompare },
 };
 const ALONG = ["set", "teacher"]; // what goes along from page to page
-const KEYS = [["1 … 5", "the pages, in order"], ["[ and ]", "teacher before, teacher after"], ["/", "filter runs (Curves)"], ["?", "this list"], ["Esc", "close it"]];
+const KEYS = [["1 … 5", "the pages, in order"], ["[ and ]", "teacher before, teacher after"], ["/", "filter runs (Curves)"], ["+ and -", "nearer, farther (Curves)"], ["?", "this list"], ["Esc", "close it"]];
 
 const main = document.querySelector("main");
 const status = document.querySelector("#status");
@@ -58,7 +58,8 @@ function received(list) {
 
 function otherTeacher(by) {
   const state = currentState();
-  const targets = model?.sets[Number(state.set ?? 0)]?.targets ?? [];
+  if (!model) return;
+  const { targets } = chosen(model, state);
   const at = Math.max(0, targets.indexOf(state.teacher)) + by;
   if (targets.length) change({ teacher: targets[(at + targets.length) % targets.length] });
 }
@@ -70,6 +71,7 @@ document.addEventListener("keydown", (event) => {
   if (name) location.hash = linkTo({ page: name, ...Object.fromEntries(ALONG.map((key) => [key, state[key]])) });
   else if (event.key === "[") otherTeacher(-1);
   else if (event.key === "]") otherTeacher(1);
+  else if (shown === "curves" && ["+", "-"].includes(event.key)) zoomBy(event.key === "+" ? 2 : 0.5, state);
   else if (event.key === "?") dialog.showModal();
   else if (event.key === "/" && document.querySelector("#filter")) {
     event.preventDefault();

@@ -2,6 +2,7 @@
 // every family. What is chosen is chosen on val; what is shown was measured on test.
 
 export const METRICS = ["r2c", "r2", "cos_std", "cka", "nmse", "smooth_l1", "knn", "procrustes", "rank_recovery", "probe_agreement", "cosine"];
+const FLATTERING = "cosine"; // rewards copying the mean: shown, but greyed
 const LOWER = new Set(["nmse", "smooth_l1"]);
 export const COSTS = { macs: "MACs a clip", parameters: "parameters", latency_ms: "ms a clip" };
 
@@ -9,6 +10,9 @@ const own = (object, name) => (object && Object.hasOwn(object, name) ? object[na
 export const dig = (object, ...names) => names.reduce(own, object);
 const mean = (values) => (values.length && !values.includes(undefined) && !values.includes(null)
   ? values.reduce((a, b) => a + b, 0) / values.length : null);
+export const flatters = (name) => name.split(" / ").at(-1) === FLATTERING;
+// What a selector shows of a metric, which may stand behind its split and target.
+export const metricOption = (name) => (flatters(name) ? [name, `${name} (flatters)`, "faint"] : [name, name]);
 export const better = (metric, a, b) => b == null || (a != null && (LOWER.has(metric) ? a < b : a > b));
 
 export function buildModel(list) {
@@ -19,11 +23,11 @@ export function buildModel(list) {
 
 // What a page shows, out of the address, with what is missing or does not exist replaced by the first there is.
 export function chosen(model, state) {
-  const set = model.sets[Number(state.set)] ? Number(state.set) : 0;
-  const runs = model.runs.filter((run) => run.set === set);
-  const targets = model.sets[set] ? model.sets[set].targets : [];
+  const set = model.sets.find((one) => one.kinds.includes(state.set)) ?? model.sets[0];
+  const targets = set?.targets ?? [];
   return {
-    set, runs, targets,
+    set: set?.id, targets,
+    runs: set ? model.runs.filter((run) => run.set === set.id) : [],
     target: targets.includes(state.teacher) ? state.teacher : targets[0],
     metric: METRICS.includes(state.metric) ? state.metric : "r2c",
     cost: Object.hasOwn(COSTS, state.cost ?? "") ? state.cost : "macs",
@@ -52,16 +56,20 @@ export function measured(variant, target, metric) {
   return { value: mean(each), ...span(variant.seeds.map((run) => dig(run, "intervals", target, metric) ?? [])) };
 }
 
+// Why a variant's numbers in a metric are not to be trusted, in any of its seeds: too few clips or groups.
+export const markOf = (variant, target, metric) => variant.seeds.map((run) => dig(run, "marks", target, metric)).find(Boolean);
+
 export function gained(variant, target) {
   const each = variant.seeds.map((run) => dig(run, "gain", target) ?? {});
   return { value: mean(each.map((one) => one.value)), ...span(each.map((one) => [one.low, one.high])) };
 }
 
-// Of how many pixels a shift of the teacher's view makes the same error; null where nothing was shifted.
+// Of how many pixels a shift of the teacher's view makes the same error, and in how many seeds (times) it is beyond the
+// largest shift that was measured: then there is no mean.
 export function equivalentPixels(variant, target) {
   const each = variant.seeds.map((run) => dig(run, "equivalent_pixels", target) ?? {});
   const beyond = each.map((one) => one.beyond).filter((one) => one != null);
-  return beyond.length ? { beyond: Math.max(...beyond) } : { value: mean(each.map((one) => one.value)) };
+  return { value: mean(each.map((one) => one.value)), beyond: beyond.length ? Math.max(...beyond) : null, times: beyond.length };
 }
 
 // (1 - R2) / (1 - R2 of Bayes), on an oracle.
@@ -92,14 +100,22 @@ export function standings(all, target) {
   return [...bestOfFamilies(all, target).values()].sort((a, b) => (onVal(b, target) ?? -Infinity) - (onVal(a, target) ?? -Infinity));
 }
 
-// floor or reference -> its number beside a variant, or beside any run that has it. A twin is neither.
+// By how much a variant is above a floor, paired, where every seed says it; else null.
+export function aboveFloor(variant, name, target) {
+  const each = variant.seeds.map((run) => dig(run, "above", name, target) ?? (name === "ridge" ? dig(run, "gain", target) : null));
+  return each.every((one) => one?.value != null) ? { value: mean(each.map((one) => one.value)), ...span(each.map((one) => [one.low, one.high])) } : null;
+}
+
+// floor or reference -> its number beside a variant: the mean over its seeds, or that of the first run that has it. A twin
+// is neither.
 export function floorsOf(variant, runs, target, metric) {
   const found = new Map();
   for (const kind of ["floors", "references"]) {
     for (const run of [...variant.seeds, ...runs.filter((one) => !deprived(one))]) {
       for (const name of Object.keys(run[kind] ?? {})) {
         const value = dig(run, kind, name, target, metric);
-        if (value != null && name !== "twin" && !found.has(name)) found.set(name, { name, value, kind });
+        const ofAll = mean(variant.seeds.map((one) => dig(one, kind, name, target, metric)));
+        if (value != null && name !== "twin" && !found.has(name)) found.set(name, { name, value: ofAll ?? value, kind });
       }
     }
   }
@@ -120,25 +136,3 @@ export function leadOver(best, next, target) {
 }
 
 const folder = (run) => run.name.split("/").slice(0, -1).join("/");
-
-// Why a number is not to be believed (no), or only with care (care).
-export function doubts(variant, runs, target) {
-  const [no, care] = [[], []];
-  const value = measured(variant, target, "r2c").value;
-  const gain = gained(variant, target);
-  const floors = floorsOf(variant, runs, target, "r2c");
-  const at = (name) => floors.get(name)?.value;
-  const mark = dig(variant.first, "marks", target, "r2c");
-  if (mark) no.push(mark);
-  if (variant.first.weights === "standin") no.push("stand-in backbones: this shows machinery only");
-  if (Math.abs(at("shuffled") ?? 0) > 0.05) no.push(`shuffled control is ${at("shuffled").toFixed(2)}: something leaks`);
-  if ((at("shuffled_converter") ?? 0) > 0.05) no.push(`the converter on wrong pairs reaches ${at("shuffled_converter").toFixed(2)}: something leaks`);
-  if (gain.value == null) care.push("no ridge floor to compare with");
-  else if (!(gain.low > 0)) no.push("not above ridge");
-  if (at("pixels") != null && at("pixels") > 0.9 * value) no.push(`pixels alone reach ${at("pixels").toFixed(2)}`);
-  for (const name of ["ridge_local", "skip", "mlp"]) if (at(name) >= value) no.push(`not above the floor ${name}`);
-  if (variant.seeds.length < 3) care.push(`${variant.seeds.length} seed${variant.seeds.length > 1 ? "s" : ""}`);
-  const refused = dig(variant.first, "clips", "refused");
-  if (refused) care.push(`${refused} clips refused`);
-  return { no, care };
-}

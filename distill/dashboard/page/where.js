@@ -49,7 +49,7 @@ export function mountWhere(main) {
     showPlaces(places, found, what);
     showChannels(channels, found, what);
     replace(clips, h("h2", {}, `Clips by r2c: ${what}`), h("div", { class: "clips" }, clipTable("worst", found), clipTable("best", found)),
-      h("p", { class: "note" }, `Of ${found.clips.of} test clips. Those that can be chosen have pictures: the converter's worst and best.`));
+      h("p", { class: "note" }, `Of ${found.clips.of} test clips.${aboutPictures(found, of)}`));
     clip.fill(found.pictures.map((one, place) => [String(place), `${one.key}${one.label && `, ${one.label}`}, r2c ${number(one.r2c)}`]), String(pictureAt(found, state)));
     showPictures(pictures, found, pictureAt(found, state));
   };
@@ -64,6 +64,11 @@ function clipTable(which, found) {
     const name = pictured < 0 ? one.key : h("button", { type: "button", title: "show its pictures", onclick: () => change({ clip: String(pictured) }) }, one.key);
     return [h("td", {}, thumbnail(found.pictures[pictured]), name), h("td", {}, one.label), number(one.r2c)];
   })));
+}
+
+function aboutPictures({ main, pictures }, of) {
+  if (!pictures.length) return "";
+  return main ? " A click shows a clip's pictures." : ` Pictures there are of the converter's worst and best alone, and these are those of ${of}: some may have none.`;
 }
 
 function thumbnail(picture) {
