@@ -9,16 +9,16 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from distill.comparable import differing
 from distill.report import comparison
 from distill.seeds import by_recipe, one_of
 from distill.table import COST, FORMATS, Cell, Row, cost_values, number, pixels_text
 
-MUST_AGREE = ("split", "view", "data", "normaliser")
 FURTHER = ("equivalent_pixels", "regret")  # metrics that have a section of their own in a summary
 LOWER_IS_BETTER = ("nmse", "smooth_l1", *FURTHER)
 OWN = ""
@@ -110,14 +110,23 @@ def cost_row(cost: dict[str, Any]) -> list[Cell]:
 
 
 def comparable_targets(summaries: dict[str, dict[str, Any]]) -> list[str]:
-    """All targets. Raises ValueError where runs cannot be compared on one, with all reasons."""
+    """All targets. Raises ValueError where runs that share one cannot be compared, naming all that differs."""
     targets = sorted({target for summary in summaries.values() for target in summary["targets"]})
-    reasons = []
+    found = {}
     for target in targets:
-        reasons += differences({run: found for run, found in summaries.items() if target in found["targets"]}, target)
-    if reasons:
-        raise ValueError("\n       ".join([*reasons, "give runs on the same data and view"]))
+        first, *others = (run for run, summary in summaries.items() if target in summary["targets"])
+        found |= {(first, run): differing(summaries[first], summaries[run]) for run in others}
+    if any(found.values()):
+        lines = [f"{a} and {b} cannot be compared: {told(values)}" for (a, b), values in found.items() if values]
+        raise ValueError("\n       ".join([*lines, "give runs on the same data and view, evaluated by one version"]))
     return targets
+
+
+def told(different: Mapping[str, tuple[Any, Any]]) -> str:
+    return ", ".join(
+        f"their {name} differs ({' and '.join('not told' if at is None else str(at)[:12] for at in values)})"
+        for name, values in different.items()
+    )
 
 
 def seeds_board(runs: Sequence[Path]) -> str:
@@ -153,34 +162,6 @@ def read_summary(run: Path) -> dict[str, Any]:
     if missing:
         raise ValueError(f"{path} lacks {', '.join(sorted(missing))}; it is not the summary of a run")
     return summary
-
-
-def differences(summaries: dict[str, dict[str, Any]], target: str) -> list[str]:
-    """What keeps runs on one target from being compared with the first: other clips, or another space. Runs of other
-    sets of targets are held against each other by the space of this one."""
-    (first, reference), *others = summaries.items()
-    found = []
-    for run, summary in others:
-        digests = [at["digests"] | {"normaliser": space_of(at, target)} for at in (reference, summary)]
-        differ = [
-            f"their {name} differs ({str(ours)[:12]} and {str(theirs)[:12]})"
-            for name in MUST_AGREE
-            if (ours := digests[0].get(name)) != (theirs := digests[1].get(name))
-        ]
-        alone = set(summary["targets"]) == set(reference["targets"])
-        if not alone and not all("spaces" in at for at in (reference, summary)):
-            differ = [
-                "one of them does not say in which space it scored this target alone; evaluate it again, or give runs "
-                "of the same targets"
-            ]
-        if differ:
-            found.append(f"{first} and {run} cannot be compared on {target}: {', '.join(differ)}")
-    return found
-
-
-def space_of(summary: dict[str, Any], target: str) -> str | None:
-    """The digest of the space in which a target was scored: its own, or in older summaries that of all together."""
-    return summary.get("spaces", {}).get(target) or summary["digests"].get("normaliser")
 
 
 def best_of(values: Sequence[float | None], *, lower: bool) -> float | None:

@@ -31,8 +31,8 @@ JOINTS = ("converters", "converters.*", "teachers.layout", "shards.ranks", *STOR
 
 # The first pattern that fits a module rules. A package's own modules are named where they are allowed.
 OURS: list[tuple[tuple[str, ...], tuple[str, ...]]] = [
-    (("recipes.schema", "teachers.layout", "shards.ranks"), ()),
-    (DASHBOARD, DASHBOARD),
+    (("recipes.schema", "teachers.layout", "shards.ranks", "distill.comparable"), ()),
+    (DASHBOARD, ("distill.comparable", *DASHBOARD)),
     (COMMANDS, ANY),
     (("recipes", "recipes.*"), ("recipes", "recipes.*")),
     (("converters", "converters.*"), ("converters", "converters.*", "teachers.layout")),

@@ -8,8 +8,8 @@ from typing import Any
 
 from safetensors import SafetensorError
 
+from distill.comparable import differing, held_together
 from distill.dashboard.runs import Run
-from distill.dashboard.sets import differing, held_together
 from distill.dashboard.summary import rounded, section
 from distill.dashboard.where import RECORD, Where, paired
 

@@ -1,7 +1,4 @@
-"""Which runs can be compared: on the same clips, and on every target that they share in the same space.
-
-The rules are those of distill.scoreboard, on which a test holds these two to each other.
-"""
+"""Runs in sets within which all can be compared."""
 
 from __future__ import annotations
 
@@ -10,37 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from distill.dashboard.summary import Summary, section
-
-MUST_AGREE = ("split", "view", "data", "normaliser")
-Values = tuple[Any, Any]
-
-
-def held_together(ours: Summary, theirs: Summary) -> dict[str, Values]:
-    """What two runs must agree in to be compared -> what each has: split, view, data, normaliser, and that of each
-    target that they share.
-
-    The normaliser is one of all targets, and says nothing of runs on other ones. Those must say in which space they
-    scored every target that they share; runs of the same targets need not.
-    """
-    digests = section(ours, "digests"), section(theirs, "digests")
-    alike = set(ours["targets"]) == set(theirs["targets"])
-    found = {name: pair(*digests, name) for name in MUST_AGREE if alike or name != "normaliser"}
-    for target in ours["targets"]:
-        space = pair(section(ours, "spaces"), section(theirs, "spaces"), target)
-        if target in theirs["targets"] and not (alike and None in space):
-            found[f"normaliser of {target}"] = space
-    return found
-
-
-def differing(ours: Summary, theirs: Summary) -> dict[str, Values]:
-    """Those of them that keep two runs from being compared."""
-    found = held_together(ours, theirs)
-    return {name: (a, b) for name, (a, b) in found.items() if a != b or (a is None and name not in MUST_AGREE)}
-
-
-def pair(ours: Mapping[str, Any], theirs: Mapping[str, Any], name: str) -> Values:
-    return ours.get(name), theirs.get(name)
+from distill.comparable import MUST_AGREE, differing
 
 
 def comparable_sets(briefs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

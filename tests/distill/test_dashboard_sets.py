@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 from run_folders import DIGESTS, summary
 
-from distill.dashboard.sets import comparable_sets, differing
-from distill.scoreboard import check_comparable
+from distill.comparable import differing
+from distill.dashboard.sets import comparable_sets
+from distill.scoreboard import comparable_targets
 
 BOTH = ("videomae", "vivit")
 OTHER = DIGESTS | {"normaliser": "of other targets"}
@@ -36,13 +37,12 @@ def without_spaces(**entries: Any) -> dict[str, Any]:
 def test_runs_differ_where_the_scoreboard_refuses_them(theirs: dict[str, Any], names: list[str]) -> None:
     ours = summary(targets=BOTH)
     assert list(differing(ours, theirs)) == list(differing(theirs, ours)) == names
-    refused = []
-    for target in set(ours["targets"]) & set(theirs["targets"]):
-        try:
-            check_comparable({"a": ours, "b": theirs}, target)
-        except ValueError as error:
-            refused.append(str(error))
-    assert bool(refused) == bool(names), refused
+    shared = set(ours["targets"]) & set(theirs["targets"])
+    if names and shared:
+        with pytest.raises(ValueError, match=f"a and b cannot be compared: their {names[0]} differs"):
+            comparable_targets({"a": ours, "b": theirs})
+    else:
+        assert comparable_targets({"a": ours, "b": theirs}) == sorted({*ours["targets"], *theirs["targets"]})
 
 
 def test_old_runs_of_the_same_targets_go_by_the_normaliser_of_all() -> None:

@@ -83,7 +83,11 @@ def test_all_that_differs_is_named(tmp_path: Path, capsys: pytest.CaptureFixture
     a, b = write(tmp_path / "a"), write(tmp_path / "b", digests=other, spaces={"video_mae": "t"})
     assert scoreboard.main([str(a), str(b)]) == 1
     said = capsys.readouterr().err
-    for part in ("split differs (1111 and 2222)", "view differs (v and w)", "normaliser differs (s and t)"):
+    for part in (
+        "split differs (1111 and 2222)",
+        "view differs (v and w)",
+        "normaliser of video_mae differs (s and t)",
+    ):
         assert part in said
     assert "data differs" not in said
 
@@ -93,8 +97,8 @@ def test_every_pair_that_cannot_be_compared_is_named(tmp_path: Path, capsys: pyt
     runs = [write(tmp_path / name, digests=digests | {name: "other"}) for name in ("none", "split", "view")]
     assert scoreboard.main([*map(str, runs)]) == 1
     said = capsys.readouterr().err
-    assert f"{runs[1]} cannot be compared on video_mae: their split differs (1111 and other)" in said
-    assert f"{runs[2]} cannot be compared on video_mae: their view differs (v and other)" in said
+    assert f"{runs[1]} cannot be compared: their split differs (1111 and other)" in said
+    assert f"{runs[2]} cannot be compared: their view differs (v and other)" in said
 
 
 def test_numbers_of_too_few_clips_are_marked(runs: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
@@ -137,12 +141,12 @@ def test_runs_of_other_targets_are_held_by_the_space_of_the_one_they_share(
     assert scoreboard.main([str(a), str(same)]) == 0
     other = write(tmp_path / "other", targets=both, digests=digests, spaces={"video_mae": "t", "vivit": "z"})
     assert scoreboard.main([str(a), str(other)]) == 1
-    assert "normaliser differs (s and t)" in capsys.readouterr().err
+    assert "normaliser of video_mae differs (s and t)" in capsys.readouterr().err
     summary = json.loads((same / "summary.json").read_text())
     del summary["spaces"]
     (same / "summary.json").write_text(json.dumps(summary))
     assert scoreboard.main([str(a), str(same)]) == 1
-    assert "in which space" in capsys.readouterr().err
+    assert "normaliser of video_mae differs (s and not told)" in capsys.readouterr().err
 
 
 def test_seeds_have_no_format_of_documents(runs: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
