@@ -5,7 +5,8 @@ runs/ID                    summary of one, as far as it is known (distill.dashbo
 runs/ID/series             its metrics, without points
 runs/ID/series/N           one of them, about 600 points
 runs/ID/where              the targets of its where.json, and the candidates of each
-runs/ID/where/N/M          errors of candidate M on target N by place, channel and clip; pictures
+runs/ID/where/N            pictures of target N: frames and tokens of the clips that the run shows
+runs/ID/where/N/M          errors of candidate M on target N by place, channel and clip
 compare/ID/ID              the second minus the first
 """
 
@@ -82,13 +83,13 @@ def about(run: Run, parts: Sequence[str]) -> Any:
         case ["series", number] if number.isdecimal() and len(number) < 7:
             run.journal.read_on()
             return run.journal.points(int(number), POINTS)
-        case ["where", *rest] if len(rest) in (0, 2):
+        case ["where", *rest] if len(rest) < 3:
             return where(run, *rest)
     return None
 
 
 def where(run: Run, *numbers: str) -> dict[str, Any] | None:
-    """`targets`, or what is told of a candidate on one; `problem` where the files are damaged."""
+    """`targets`, the `pictures` of one, or what is told of a candidate on it; `problem` where the files are damaged."""
     try:
         file = where_of(run)
         if file is None:
@@ -96,8 +97,10 @@ def where(run: Run, *numbers: str) -> dict[str, Any] | None:
         if not numbers:
             return {"targets": {target: file.candidates(target) for target in file.targets}}
         target = chosen(numbers[0], [*file.targets])
-        candidate = target and chosen(numbers[1], file.candidates(target))
-        return file.told(target, candidate) if target and candidate else None
+        if target is None or len(numbers) == 1:
+            return target and {"pictures": file.pictures(target)}  # type: ignore[return-value]
+        candidate = chosen(numbers[1], file.candidates(target))
+        return None if candidate is None else file.told(target, candidate)
     except (ValueError, TypeError, AttributeError, SafetensorError) as error:
         return {"targets": {}, "problem": str(error)}
 

@@ -104,7 +104,7 @@ def recipe_difference(a: Run, b: Run) -> list[list[str | None]]:
 def check(a: Path, b: Path, *, tolerance: float) -> tuple[str, int]:
     """The comparison as text, and an exit status: 0, 1 where B is worse in r2c on a target by more than the tolerance
     (the upper end of the interval says so, without one the difference itself), 2 where they cannot be compared, or not
-    on every target that they share."""
+    on every target that they share: without a number, or with one of too few clips."""
     found = compare(Run(a, str(a)), Run(b, str(b)))
     lines = [f"A {a}", f"B {b}"]
     lines += [f"recipe  {key}: {ours} -> {theirs}" for key, ours, theirs in found["recipe"]]
@@ -117,12 +117,14 @@ def check(a: Path, b: Path, *, tolerance: float) -> tuple[str, int]:
         lines += [f"  not to be trusted: {metric} ({why})" for metric, why in found["marks"][target].items()]
         change = metrics.get("r2c", {}).get("high", metrics.get("r2c", {}).get("value"))
         if change is None:
-            unknown.append(target)
+            unknown.append(f"{target}: A and B do not both have a number for r2c")
+        elif mark := found["marks"][target].get("r2c"):
+            unknown.append(f"{target}: r2c is not to be trusted ({mark})")
         elif change < -tolerance:
             worse.append(target)
     verdict = f"B is worse on {', '.join(worse)}" if worse else "B is not shown to be worse"
     if unknown:
-        missing = f"not comparable on {', '.join(unknown)}: A and B do not both have a number for r2c"
+        missing = f"not comparable on {'; on '.join(unknown)}"
         verdict = f"{verdict}; {missing}" if worse else missing
     return "\n".join([*lines, "", f"{verdict} (r2c, tolerance {tolerance:g})"]), 1 if worse else 2 if unknown else 0
 

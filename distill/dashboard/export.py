@@ -49,6 +49,7 @@ def paths(api: Api, *, say: Callable[[str], None]) -> Iterator[str]:
         yield f"runs/{name}/where"
         targets = json.loads(api.answer(f"runs/{name}/where") or b"{}").get("targets", {})
         for number, candidates in enumerate(targets.values()):
+            yield f"runs/{name}/where/{number}"
             yield from (f"runs/{name}/where/{number}/{at}" for at in range(len(candidates)))
     for a, b in permutations(best(api), 2):
         yield f"compare/{a}/{b}"

@@ -81,8 +81,7 @@ class Where:
         return self.sums(target, self.main, "clips", len(self.clips))
 
     def told(self, target: str, candidate: str) -> dict[str, Any]:
-        """r2c of a candidate by position and channel, its worst and best clips, and the pictures of the converter's, as
-        the page shows them."""
+        """r2c of a candidate by position and channel, and its worst and best clips, as the page shows them."""
         layout = self.targets[target]
         grid, special = shape_of(layout.get("grid"), target), [str(name) for name in layout.get("special") or ()]
         positions = r2c(self.sums(target, candidate, "positions", int(np.prod(grid)) * bool(grid) + len(special)))
@@ -101,7 +100,7 @@ class Where:
             "main": candidate == self.main,
             "shares": layout.get("shares"),
         }
-        return rounded(found) | {"pictures": self.pictures(target)}
+        return rounded(found)
 
     def pictures(self, target: str) -> list[dict[str, Any]]:
         """Of every shown clip what it is, its frames, and those of student, converted and teacher tokens. Empty where

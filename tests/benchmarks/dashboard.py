@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from playwright.sync_api import sync_playwright
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "distill"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "distill" / "dashboard"))
 from browsing import executable
 from run_folders import METRICS, TARGETS, recipe, summary, write_where
 

@@ -22,9 +22,10 @@ export function card(title, { height = 320, wide = false } = {}) {
   const button = (text, about, act) => h("button", { type: "button", title: about, onclick: act }, text);
   const asTable = button("Table", "The same as a table", () => toggle());
   const tools = h("div", { class: "tools" }, asTable,
-    button("CSV", "Save the data", () => save(`${title}.csv`, new Blob([csvOf(rows)], { type: "text/csv" }))),
-    button("PNG", "Save the picture", () => picture((blob) => save(`${title}.png`, blob))));
+    button("CSV", "Save the data", () => save(`${called}.csv`, new Blob([csvOf(rows)], { type: "text/csv" }))),
+    button("PNG", "Save the picture", () => picture((blob) => save(`${called}.png`, blob))));
   const heading = h("h2", {}, title);
+  let called = title;
   const root = h("section", { class: wide ? "card wide" : "card" }, h("div", { class: "head" }, heading, tools), canvas, data, note);
   let chart = null, draw = null, rows = [[]], acts = {}, gone = false;
 
@@ -87,7 +88,11 @@ export function card(title, { height = 320, wide = false } = {}) {
     },
     empty: () => !draw,
     width: () => canvas.clientWidth,
-    title(text) { replace(heading, text); },
+    title(text) {
+      called = text;
+      replace(heading, text);
+      canvas.setAttribute("aria-label", text);
+    },
   };
   cards.add(one);
   return one;

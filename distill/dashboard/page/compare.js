@@ -60,7 +60,7 @@ function show({ verdict, chart, numbers, recipe }, found) {
     replace(numbers, h("h2", {}, "Numbers"), h("p", { class: "note" }, "Not shown, for they would not mean the same."));
     return chart.say("");
   }
-  const all = Object.entries(found.targets).map(([target, metrics]) => ({ target, ...metrics.r2c, note: found.notes[target] }));
+  const all = Object.entries(found.targets).map(([target, metrics]) => ({ target, ...metrics.r2c, note: found.notes[target], mark: found.marks[target].r2c }));
   const changes = all.filter((one) => one.value != null);
   replace(verdict, h("h2", {}, "Which is better in r2c"), h("ul", {}, all.map((one) => h("li", {}, h("b", {}, one.target), `: ${judge(one)}`))),
     h("details", {}, h("summary", {}, "Same clips, view and normaliser"), hashes));
@@ -78,8 +78,9 @@ function numbersOf([name, at]) {
 
 const short12 = (text) => (text == null ? "not there" : String(text).slice(0, 12));
 
-function judge({ value, low, high, note }) {
+function judge({ value, low, high, note, mark }) {
   if (value == null) return note;
+  if (mark) return `not told apart, ${signed(value, 4)}: ${mark}`;
   const by = `${signed(value, 4)} ${between(low, high, 4)}`;
   if (low == null) return `${by}: without an interval, nothing is shown`;
   return low > 0 ? `B is better, ${by}` : high < 0 ? `B is worse, ${by}` : `not told apart, ${by}`;
@@ -89,7 +90,7 @@ function drawChanges(chart, changes) {
   if (!changes.length) return chart.say("There is no r2c of both.");
   chart.height(90 + 44 * changes.length);
   const ends = changes.map((one) => [one.value, one.low ?? one.value, one.high ?? one.value]);
-  const tint = (one, look) => (one.low > 0 ? look.colours[0] : one.high < 0 ? look.colours[1] : look.faint);
+  const tint = (one, look) => (one.mark ? look.faint : one.low > 0 ? look.colours[0] : one.high < 0 ? look.colours[1] : look.faint);
   const draw = (look) => ({
     grid: { left: 150, right: 30, top: 16, bottom: 46 },
     xAxis: axis(look, "r2c of B − r2c of A", { type: "value" }),

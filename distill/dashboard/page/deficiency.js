@@ -29,8 +29,8 @@ export function mountDeficiency(main) {
     const mine = ++turn;
     const at = chosen(model, state);
     const looked = (one, target) => dig(one.summary, "deficiency", "targets", target) ?? dig(one.summary, "head", target) ?? recovery(one, target);
-    const deprived = at.runs.filter((run) => dig(run, "deficiency", "kind") || run.head).slice(0, READ);
-    const wanted = deprived.length ? deprived : at.runs.slice(0, PLAIN);
+    const deprived = at.runs.filter((run) => dig(run, "deficiency", "kind") || run.head);
+    const wanted = deprived.length ? deprived.slice(0, READ) : at.runs.slice(0, PLAIN);
     const found = await Promise.all(wanted.map(async (run) => ({ run, ...(await get(`runs/${run.id}`, String(run.stamp))) })));
     if (mine !== turn) return;
     const targets = at.targets.filter((target) => found.some((one) => looked(one, target)));
@@ -39,7 +39,7 @@ export function mountDeficiency(main) {
     set.fill(model.sets.map((one, number) => [one.id, `${number + 1}: ${one.runs} runs`]), at.set);
     teacher.fill(targets.map((name) => [name, name]), at.target);
     const measured = full.filter((one) => dig(one.summary, "deficiency", "targets", at.target));
-    showArms(arms, measured, at.target);
+    showArms(arms, measured, at.target, Math.max(0, deprived.length - READ));
     showDials(dials, model, measured, at.target);
     showRank(rank, measured.length ? measured : full, at.target);
     const withHead = full.filter((one) => dig(one.summary, "head", at.target));
@@ -62,7 +62,7 @@ const whole = (one) => [undefined, "none"].includes(about(one).kind);
 
 // --- every arm beside its twin
 
-function showArms(root, full, target) {
+function showArms(root, full, target, unread) {
   if (!full.length) {
     return replace(root, h("h2", {}, "No run of this set was deprived of anything"), h("p", { class: "note" }, "recipe=deficiency_miniature makes such runs."));
   }
@@ -76,7 +76,7 @@ function showArms(root, full, target) {
   const teacher = dig(about(full[0]), "targets", target, "effective_rank", "teacher");
   replace(root, h("h2", {}, `What a deficiency left: ${target}`),
     table(["run", "deficiency", "r2c", "from its twin, paired", "r2c with the mask on", "k*", "effective rank", "|J|² / variance"], rows),
-    h("p", { class: "note" }, `k*: components of the teacher with R2 above 0.5. The teacher's effective rank is ${number(teacher, 1)}. The twin is the same converter, deprived of nothing.`));
+    h("p", { class: "note" }, `k*: components of the teacher with R2 above 0.5. The teacher's effective rank is ${number(teacher, 1)}. The twin is the same converter, deprived of nothing.${unread ? ` ${unread} more runs are not read: the first ${READ} by name are shown.` : ""}`));
 }
 
 // --- dial against r2c, a line for each kind

@@ -15,8 +15,16 @@ function asNode(child) {
   return child instanceof Node ? child : document.createTextNode(String(child));
 }
 
+// Other children. What was opened stays open, and the keyboard's place is kept, where the same is there again.
 export function replace(element, ...children) {
+  const same = (a, b) => a.tagName === b.tagName && a.textContent === b.textContent && a.href === b.href;
+  const open = [...element.querySelectorAll("details[open] > summary")];
+  const place = element.contains(document.activeElement) && element !== document.activeElement ? document.activeElement : null;
   element.replaceChildren(...children.flat(Infinity).filter((child) => child != null && child !== false).map(asNode));
+  for (const summary of open.length ? element.querySelectorAll("details > summary") : []) {
+    if (open.some((one) => same(one, summary))) summary.parentElement.open = true;
+  }
+  if (place && !place.isConnected) [...element.querySelectorAll(place.tagName)].find((one) => same(one, place))?.focus();
 }
 
 // A labelled <select>. It survives updates of the page: only other options are written anew, so focus stays.

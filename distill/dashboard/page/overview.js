@@ -42,7 +42,7 @@ export function mountOverview(main) {
     showAnswer(answer, model, at, all);
     front.height(Math.max(300, showHeat(heat, at, all)));
     showFront(front, model, at, all);
-    showRising(rising, model, at, all);
+    return showRising(rising, model, at, all);
   };
 }
 

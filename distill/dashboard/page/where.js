@@ -32,8 +32,9 @@ export function mountWhere(main) {
     const target = names.includes(state.teacher) ? state.teacher : names[0];
     const among = target === undefined ? [] : targets[target];
     const of = among.includes(state.of) ? state.of : among[0];
-    const path = `runs/${id}/where/${names.indexOf(target)}/${among.indexOf(of)}`;
-    const found = of === undefined ? null : await get(path, String(at.stamp));
+    const path = `runs/${id}/where/${names.indexOf(target)}`;
+    const answers = of === undefined ? [] : await Promise.all([`${path}/${among.indexOf(of)}`, path].map((one) => get(one, String(at.stamp))));
+    const found = answers.length ? { ...answers[0], pictures: answers[1]?.pictures ?? [], problem: answers[0]?.problem ?? answers[1]?.problem } : null;
     if (mine !== turn) return;
     teacher.fill(names.map((name) => [name, name]), target);
     candidate.fill(among.map((name) => [name, name]), of);

@@ -126,6 +126,27 @@ def test_a_line_that_a_run_appends_is_seen(page: Any, address: str, runs: Path) 
     assert "90" in page.locator(".data").inner_text()
 
 
+def test_an_update_keeps_the_keyboard_s_place_and_what_is_open(page: Any, address: str, runs: Path) -> None:
+    def grown() -> None:
+        with open(runs / "going" / "metrics.jsonl", "a") as file:
+            entry = {"step": 60, "split": "train", "target": None, "metric": "loss", "value": 0.9}
+            file.write(json.dumps(entry) + "\n")
+
+    page.goto(address)
+    drawn(page, "Quality against cost")
+    page.locator("nav a", has_text="Where").focus()
+    grown()
+    until(lambda: "60 of" in page.locator("tr", has_text="going").inner_text())
+    assert page.evaluate("() => document.activeElement.textContent") == "Where"
+    page.goto(f"{address}#/compare")
+    drawn(page, "B minus A")
+    page.get_by_text("Same clips, view and normaliser").click()
+    before = page.locator("details").element_handle()
+    page.keyboard.press("]")  # another state: what is told is written anew
+    until(lambda: not before.evaluate("(one) => one.isConnected"))
+    assert page.locator("details[open]").count() == 1
+
+
 def test_the_export_opens_without_a_network(page: Any, runs: Path, tmp_path: Path) -> None:
     export(Api([runs]), tmp_path / "report.html", say=lambda text: None)
     page.context.set_offline(True)

@@ -46,8 +46,8 @@ def test_a_shown_clip_that_is_no_place_is_said_to_be_wrong(clip: str, tmp_path: 
     record["targets"]["videomae"]["shown"][0]["clip"] = "here"
     (folder / "where.json").write_text(json.dumps(record).replace('"here"', clip))
     with pytest.raises(ValueError, match=r"the shown clips of videomae are .* must be places among its 40 clips"):
-        Where(folder / "where.json").told("videomae", "converter")
+        Where(folder / "where.json").pictures("videomae")
     api = Api([tmp_path])
     (name,) = api.known()
-    found = json.loads(api.answer(f"runs/{name}/where/0/0") or b"")
+    found = json.loads(api.answer(f"runs/{name}/where/0") or b"")
     assert found["targets"] == {} and "the shown clips of videomae" in found["problem"]

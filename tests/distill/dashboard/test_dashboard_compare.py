@@ -104,7 +104,12 @@ def test_other_clips_in_the_files_give_no_interval_and_say_so(tmp_path: Path) ->
         ({"r2c": 0.6, "seed": 4}, [], 0, "recipe  train.seed: 0 -> 4"),
         ({"digests": {}}, [], 2, "not comparable: they differ in split, view, data, normaliser"),
         ({"finished": False}, [], 2, "b has no summary.json"),
-        ({"marks": {"vivit": {"r2c": "2 test groups"}}}, [], 0, "not to be trusted: r2c (2 test groups)"),
+        (
+            {"r2c": 0.5, "marks": {"vivit": {"r2c": "2 test groups"}}},
+            *([], 1, "B is worse on videomae, timesformer; not comparable on vivit: r2c is not to be trusted (2 test"),
+        ),
+        ({"marks": {"vivit": {"r2c": "2 test groups"}}}, [], 2, "not comparable on vivit: r2c is not to be trusted"),
+        ({"marks": {"vivit": {"knn": "50 test clips"}}}, [], 0, "not to be trusted: knn (50 test clips)"),
     ],
 )
 def test_the_command_ends_with_a_status_for_ci(
@@ -127,16 +132,16 @@ def test_errors_by_place_channel_and_clip_are_told(tmp_path: Path) -> None:
     assert found["positions"][0] == pytest.approx(1 - 0.4 * (0.6 + 1 - 0.2), abs=1e-5)  # first frame, a corner
     assert floor["positions"][0] == pytest.approx(found["positions"][0] - 0.1, abs=1e-5)
     assert sum(found["channels"]["counts"]) + found["channels"]["below"] == 32
-    worst, best = found["clips"]["worst"], found["clips"]["best"]
-    assert [clip["key"] for clip in worst + best[::-1]] == [picture["key"] for picture in found["pictures"]]
-    assert [clip["r2c"] for clip in worst] == pytest.approx([at["r2c"] for at in found["pictures"][:4]], abs=1e-5)
+    worst, best, pictures = found["clips"]["worst"], found["clips"]["best"], file.pictures("videomae")
+    assert [clip["key"] for clip in worst + best[::-1]] == [picture["key"] for picture in pictures]
+    assert [clip["r2c"] for clip in worst] == pytest.approx([at["r2c"] for at in pictures[:4]], abs=1e-5)
     assert worst[0]["r2c"] < worst[-1]["r2c"] < best[-1]["r2c"] < best[0]["r2c"] and found["clips"]["of"] == 40
     assert found["main"] and not floor["main"]
-    picture = found["pictures"][2]
+    picture = pictures[2]
     assert picture["label"] == "a" and picture["teacher"]["shape"] == (8, 14, 14, 3)
     assert picture["thumbnails"]["shape"] == (8, 56, 56, 3)
     pooled = file.told("vivit", "converter")
-    assert pooled["special"] == {"cls": 0.6} and pooled["positions"] == [] and pooled["pictures"] == []
+    assert pooled["special"] == {"cls": 0.6} and pooled["positions"] == [] == file.pictures("vivit")
 
 
 @pytest.mark.parametrize(
@@ -155,7 +160,9 @@ def test_tensors_of_another_form_are_refused_by_name(change: dict, said: str, tm
     file = tmp_path / "where.safetensors"
     save_file(load_file(file) | change, file)
     with pytest.raises(ValueError, match=said):
-        Where(tmp_path / "where.json").told("videomae", "converter")
+        file = Where(tmp_path / "where.json")
+        file.told("videomae", "converter")
+        file.pictures("videomae")
 
 
 @pytest.mark.parametrize(
@@ -198,6 +205,7 @@ def test_a_target_of_another_form_is_refused_by_name(change: dict, said: str, tm
     file.write_text(json.dumps(record))
     with pytest.raises(ValueError, match=said):
         Where(file).told("videomae", "converter")
+        Where(file).pictures("videomae")
 
 
 def test_a_record_without_its_tensors_is_refused(tmp_path: Path) -> None:

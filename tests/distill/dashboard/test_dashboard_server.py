@@ -76,6 +76,7 @@ def test_everything_that_the_page_asks_for_is_there(server: Server) -> None:
         target: ["converter", "ridge"] for target in ("videomae", "timesformer", "vivit")
     }
     assert told(server, f"runs/{a}/where/0/1")["grid"] == [8, 14, 14]
+    assert len(told(server, f"runs/{a}/where/0")["pictures"]) == 8
     assert told(server, f"compare/{a}/{b}")["targets"]["videomae"]["r2c"]["value"] == pytest.approx(-0.1)
 
 
@@ -122,7 +123,7 @@ def test_there_is_get_and_nothing_else(method: str, server: Server) -> None:
         "/api/runs/{id}/series/99",
         "/api/runs/{id}/series/1e9",
         "/api/runs/{id}/series/²",
-        "/api/runs/{id}/where/0",
+        "/api/runs/{id}/where/7",
         "/api/runs/{id}/where/7/0",
         "/api/runs/{id}/where/0/2",
         "/api/runs/{id}/where/0/-1",
@@ -201,7 +202,12 @@ def test_the_export_holds_every_answer_of_the_server(runs: Path, tmp_path: Path,
     parts = parts_of(file.read_text())
     ids = [run["id"] for run in told(server, "runs")["runs"]]
     assert len([path for path in parts if "/series/" in path]) == 2 * 6
-    assert {f"compare/{ids[0]}/{ids[1]}", f"compare/{ids[1]}/{ids[0]}", f"runs/{ids[0]}/where/2/1"} < set(parts)
+    assert {
+        f"compare/{ids[0]}/{ids[1]}",
+        f"compare/{ids[1]}/{ids[0]}",
+        f"runs/{ids[0]}/where/2",
+        f"runs/{ids[0]}/where/2/1",
+    } < set(parts)
     for path, text in parts.items():
         if path not in ("about", "runs"):
             assert json.loads(gzip.decompress(base64.b64decode(text))) == told(server, path), path
