@@ -106,6 +106,9 @@ export function aboveFloor(variant, name, target) {
   return each.every((one) => one?.value != null) ? { value: mean(each.map((one) => one.value)), ...span(each.map((one) => [one.low, one.high])) } : null;
 }
 
+// Floors and references that are made for their converter: another's say nothing of this one.
+const MATCHED = new Set(["mlp", "skip", "large", "shuffled_converter"]);
+
 // floor or reference -> its number beside a variant: the mean over its seeds, or that of the first run that has it. A twin
 // is neither.
 export function floorsOf(variant, runs, target, metric) {
@@ -113,7 +116,7 @@ export function floorsOf(variant, runs, target, metric) {
   for (const kind of ["floors", "references"]) {
     for (const run of [...variant.seeds, ...runs.filter((one) => !deprived(one))]) {
       for (const name of Object.keys(run[kind] ?? {})) {
-        const value = dig(run, kind, name, target, metric);
+        const value = MATCHED.has(name) && !variant.seeds.includes(run) ? null : dig(run, kind, name, target, metric);
         const ofAll = mean(variant.seeds.map((one) => dig(one, kind, name, target, metric)));
         if (value != null && name !== "twin" && !found.has(name)) found.set(name, { name, value: ofAll ?? value, kind });
       }

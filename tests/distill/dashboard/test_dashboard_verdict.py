@@ -103,6 +103,16 @@ def test_a_floor_is_the_mean_over_seeds(page: Any, tmp_path: Path) -> None:
     assert "✓ yes" in row(page, tmp_path)
 
 
+def test_a_floor_that_was_made_for_another_converter_says_nothing(page: Any, tmp_path: Path) -> None:
+    """Its MLP has other parameters; its pixels are the same clips'."""
+    without = {"floors": floors(mlp=None, pixels=None)}
+    write_seeds(tmp_path, without, without, without)
+    rival = {"r2c": 0.55, "floors": floors(mlp=0.65, pixels=0.3)}
+    write_run(tmp_path / "one" / "mamba", family="mamba", steps=10, targets=[TARGET], **rival)
+    text = row(page, tmp_path)
+    assert "no mlp floor" in text and "no pixels floor" not in text and "not above mlp" not in text
+
+
 @pytest.mark.parametrize(
     ("beyond", "said"),
     [
