@@ -16,7 +16,7 @@ def held_together(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[st
     The normaliser is one of all targets, and says nothing of runs on other ones. Those must say in which space they
     scored every target that they share; runs of the same targets need not.
     """
-    digests = ours["digests"], theirs["digests"]
+    digests = ours.get("digests", {}), theirs.get("digests", {})
     alike = set(ours["targets"]) == set(theirs["targets"])
     found = {name: pair(*digests, name) for name in MUST_AGREE if alike or name != "normaliser"}
     for target in ours["targets"]:
