@@ -91,11 +91,13 @@ class Alignment:
     """Accumulates one converter's alignment with one target over a known list of clips.
 
     num_clips: how many clips there are in all; `update` says which of them it brings, so that ranks may split them and
-    sum. cka_positions: how many evenly spaced tokens enter CKA; with 0, cka, knn and procrustes are nan, else the clips
-    have to be split, and should come, by similarity.reading_order.
+    sum; ValueError below 1. cka_positions: how many evenly spaced tokens enter CKA; with 0, cka, knn and procrustes are
+    nan, else the clips have to be split, and should come, by similarity.reading_order.
     """
 
     def __init__(self, statistics: Statistics, *, num_clips: int, cka_positions: int = 16) -> None:
+        if num_clips < 1:
+            raise ValueError(f"num_clips={num_clips} must be at least 1: there is nothing to score")
         tokens, width = statistics.mean.shape
         self.statistics, device = statistics, statistics.mean.device
         count = min(cka_positions, tokens)

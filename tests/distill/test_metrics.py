@@ -251,6 +251,8 @@ def test_a_missing_or_doubled_clip_is_an_error(world: dict) -> None:
         metric.compute()
     with pytest.raises(ValueError, match=r"\(2, 23, 16\)"):
         metric.update(torch.tensor([0, 1]), world["teacher"][:2, 1:], world["teacher"][:2])
+    with pytest.raises(ValueError, match="num_clips=0 must be at least 1"):
+        Alignment(world["statistics"], num_clips=0)
 
 
 def test_bootstrap_draws_groups_not_clips() -> None:

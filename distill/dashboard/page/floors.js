@@ -36,7 +36,7 @@ export function lineGroups(floors, points) {
 export function floorLines(look, groups) {
   return {
     silent: true, symbol: "none", precision: 9, lineStyle: { color: look.faint, type: "dashed", width: 1 },
-    label: { position: "end", color: look.faint, fontSize: 11, width: 108, overflow: "break", formatter: ({ data }) => data.text },
+    label: { position: "end", color: look.faint, fontSize: 11, lineHeight: 13, width: 108, overflow: "break", formatter: ({ data }) => data.text },
     data: groups.map((one) => ({ yAxis: one.value, text: one.names.map((name) => short(name, 16)).join(", ") })),
   };
 }
