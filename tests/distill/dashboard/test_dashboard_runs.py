@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import shutil
 import threading
 import urllib.request
 from collections.abc import Iterator
