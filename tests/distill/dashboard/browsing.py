@@ -6,6 +6,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -48,13 +49,20 @@ def executable(own: str) -> str | None:
     return next(filter(None, map(shutil.which, NAMES)), own if Path(own).is_file() else None)
 
 
-@pytest.fixture
-def address(runs: Path) -> Iterator[str]:
-    """Of a server of the runs below `runs`, a fixture of the module that uses this one."""
-    with Server(Api([runs]), 0) as server:
+@contextmanager
+def served(root: Path) -> Iterator[str]:
+    """The address of a server of the runs below a folder."""
+    with Server(Api([root]), 0) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield server.address
         server.shutdown()
+
+
+@pytest.fixture
+def address(runs: Path) -> Iterator[str]:
+    """Of a server of the runs below `runs`, a fixture of the module that uses this one."""
+    with served(runs) as found:
+        yield found
 
 
 @pytest.fixture
@@ -91,3 +99,15 @@ def painted(page: Any, title: str) -> dict[str, int]:
 
 def drawn(page: Any, title: str) -> dict[str, int]:
     return until(lambda: len(found := painted(page, title)) > 3 and found)
+
+
+def card(page: Any, title: str) -> Any:
+    return page.locator("section.card", has=page.locator("h2", has_text=title))
+
+
+def numbers(page: Any, title: str) -> str:
+    """A chart's table, opened once."""
+    button = card(page, title).get_by_role("button", name="Table")
+    if button.get_attribute("aria-pressed") != "true":
+        button.click()
+    return card(page, title).locator(".data").inner_text()

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browsing import address, browser, drawn, page, painted, until
+from browsing import address, browser, drawn, numbers, page, painted, until
 from run_folders import write_run
 
 from distill.dashboard import journal
@@ -22,14 +22,6 @@ TITLE = "val / videomae / r2c"
 def runs(tmp_path: Path) -> Path:
     (tmp_path / "runs").mkdir()
     return tmp_path / "runs"
-
-
-def table(page: Any) -> str:
-    """The chart's numbers, opened once."""
-    button = page.get_by_role("button", name="Table")
-    if button.get_attribute("aria-pressed") != "true":
-        button.click()
-    return page.locator(".data").inner_text()
 
 
 @pytest.mark.parametrize("name", ["curves", "overview"])
@@ -65,7 +57,7 @@ def test_the_best_run_of_every_family_is_shown_first(page: Any, address: str, ru
     page.goto(f"{address}#/curves?teacher=videomae")
     drawn(page, TITLE)
     assert checked(page) == {"perceiver-0", "mamba-1"}
-    rows = [line.split("\t")[0] for line in table(page).splitlines()[1:]]
+    rows = [line.split("\t")[0] for line in numbers(page, TITLE).splitlines()[1:]]
     assert {name for name in rows if not name.startswith("floor")} == {"perceiver-0", "mamba-1"}
 
 
@@ -95,9 +87,9 @@ def test_floors_are_lines_or_none(page: Any, address: str, runs: Path) -> None:
         shown[floors] = drawn(page, TITLE)
     assert shown["none"] != shown["all"]
     page.goto(f"{address}#/curves?teacher=videomae&floors=none")
-    until(lambda: "floor" not in table(page))
+    until(lambda: "floor" not in numbers(page, TITLE))
     page.get_by_label("floors").select_option("all")
-    until(lambda: {"floor ridge", "floor pixels"} <= {row.split("\t")[0] for row in table(page).splitlines()})
+    until(lambda: {"floor ridge", "floor pixels"} <= {row.split("\t")[0] for row in numbers(page, TITLE).splitlines()})
 
 
 def test_keys_zoom(page: Any, address: str, runs: Path) -> None:

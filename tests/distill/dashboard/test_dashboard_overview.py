@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browsing import address, browser, drawn, page, painted, until
+from browsing import address, browser, card, drawn, numbers, page, painted, until
 from run_folders import write_run
 
 pytestmark = pytest.mark.browser
@@ -19,18 +19,6 @@ HEAT = "Families and floors"
 def runs(tmp_path: Path) -> Path:
     (tmp_path / "runs").mkdir()
     return tmp_path / "runs"
-
-
-def card(page: Any, title: str) -> Any:
-    return page.locator("section.card", has=page.locator("h2", has_text=title))
-
-
-def numbers(page: Any, title: str) -> str:
-    """A chart's table, opened once."""
-    button = card(page, title).get_by_role("button", name="Table")
-    if button.get_attribute("aria-pressed") != "true":
-        button.click()
-    return card(page, title).locator(".data").inner_text()
 
 
 def test_a_number_of_too_few_clips_is_told_apart_from_the_others(page: Any, address: str, runs: Path) -> None:

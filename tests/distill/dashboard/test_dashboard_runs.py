@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import threading
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,16 +11,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from browsing import browser, drawn, page, until  # noqa: F401
+from browsing import browser, drawn, page, served, until  # noqa: F401
 from safetensors.numpy import load_file
 from waves import TINY
 
 from distill import run
 from distill.cost import stored_bytes
 from distill.dashboard.__main__ import main
-from distill.dashboard.api import Api
 from distill.dashboard.compare import PAIRED
-from distill.dashboard.server import Server
 from distill.dashboard.where import paired
 from distill.runfolder import read_metrics
 from shards import FeatureStore
@@ -51,10 +48,8 @@ def real(tiny_videos: Path, tiny_features: Path, tmp_path_factory: pytest.TempPa
 
 @pytest.fixture
 def address(real: Path) -> Iterator[str]:
-    with Server(Api([real]), 0) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield server.address
-        server.shutdown()
+    with served(real) as found:
+        yield found
 
 
 def ask(address: str, path: str) -> Any:

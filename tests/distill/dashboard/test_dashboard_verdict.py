@@ -4,13 +4,12 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-from browsing import browser, page, until
+from browsing import browser, page, served, until
 from run_folders import FLOORS, write_run
 
 from distill.dashboard.api import Api
@@ -33,13 +32,10 @@ def span(value: float, low: float) -> dict[str, Any]:
 
 def row(page: Any, root: Path) -> str:
     """The teacher's row of the Overview."""
-    with Server(Api([root]), 0) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        page.goto(server.address)
+    with served(root) as address:
+        page.goto(address)
         found = page.locator("tr", has=page.locator("th", has_text=TARGET))
-        text = until(lambda: found.count() and found.first.inner_text())
-        server.shutdown()
-    return text
+        return until(lambda: found.count() and found.first.inner_text())
 
 
 def write_seeds(root: Path, *each: dict[str, Any], seeds: Sequence[int] = SEEDS) -> None:
