@@ -1,6 +1,7 @@
 """Runs -> one HTML file that opens without a server: the page, and every answer that it may ask for.
 
-Each answer is JSON, deflated (gzip) and in base64, which the page unpacks when it needs it.
+Each answer is JSON, deflated (gzip) and in base64, in an element of its own: the page unpacks it when it needs it, and
+a browser that opens a large file holds it once.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import json
 import re
 import time
 from collections.abc import Callable, Iterator
+from html import escape
 from itertools import permutations
 from pathlib import Path
 from typing import Any
@@ -31,7 +33,7 @@ def export(api: Api, file: Path, *, say: Callable[[str], None]) -> None:
         if answer is not None:
             parts[path] = base64.b64encode(gzip.compress(answer, 6, mtime=0)).decode()
     parts["about"] = time.strftime("%Y-%m-%d %H:%M")
-    file.write_text(assemble(page_files(), json.dumps(parts)), encoding="utf-8")
+    file.write_text(assemble(page_files(), parts), encoding="utf-8")
 
 
 def paths(api: Api, *, say: Callable[[str], None]) -> Iterator[str]:
@@ -66,7 +68,7 @@ def best(api: Api) -> list[str]:
     return [brief["id"] for brief in sorted(finished, key=on_val, reverse=True)[:COMPARED]]
 
 
-def assemble(files: dict[str, bytes], parts: str) -> str:
+def assemble(files: dict[str, bytes], parts: dict[str, str]) -> str:
     """The page with style, scripts and data inside, and a policy that lets nothing run but these."""
     style = files["page.css"].decode()
     scripts = [LICENCES + safe(files["echarts.min.js"].decode()), safe(bundle(files))]
@@ -75,8 +77,8 @@ def assemble(files: dict[str, bytes], parts: str) -> str:
         "base-uri 'none'; form-action 'none'"
     )
     head = f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n<style>{style}</style>'
-    data = f'<script type="application/json" id="recorded">{parts.replace("<", chr(92) + "u003c")}</script>'
-    body = "\n".join([data, *(f"<script>{script}</script>" for script in scripts)])
+    data = (f'<script type="text/plain" id="recorded:{escape(path)}">{text}</script>' for path, text in parts.items())
+    body = "\n".join([*data, *(f"<script>{script}</script>" for script in scripts)])
     page = re.sub(r" *<(link|script)\b[^>]*>(</script>)?\n", "", files["page.html"].decode())
     return page.replace("</head>", f"{head}\n</head>").replace("</body>", f"{body}\n</body>")
 

@@ -1,8 +1,11 @@
 // A chart with its title, and the same as PNG, CSV and table.
 /* global echarts */
 
+import { bytesOf } from "./data.js";
 import { h, replace, table } from "./dom.js";
 import { darkness, theme } from "./theme.js";
+
+const TABLED = 1000; // rows of a table; every cell is an element
 
 const cards = new Set();
 darkness.addEventListener("change", () => cards.forEach((one) => one.redraw()));
@@ -49,7 +52,10 @@ export function card(title, { height = 320, wide = false } = {}) {
     chart = null;
   }
   function fillTable() {
-    if (!data.hidden) replace(data, table(rows[0], rows.slice(1).map((row) => row.map((cell) => cell ?? ""))));
+    if (data.hidden) return;
+    const first = rows.slice(1, TABLED + 1);
+    replace(data, first.length < rows.length - 1 && h("p", { class: "note" }, `The first ${TABLED} of ${rows.length - 1} rows; the CSV has all.`),
+      table(rows[0], first.map((row) => row.map((cell) => cell ?? ""))));
   }
   function toggle() {
     data.hidden = !data.hidden;
@@ -58,7 +64,9 @@ export function card(title, { height = 320, wide = false } = {}) {
     fillTable();
   }
   function picture(done) {
-    if (chart) fetchless(chart.getDataURL({ pixelRatio: 2, backgroundColor: theme().surface }), done);
+    if (!chart) return;
+    const url = chart.getDataURL({ pixelRatio: 2, backgroundColor: theme().surface }); // fetching it, the page's policy forbids
+    done(new Blob([bytesOf(url.split(",")[1])], { type: "image/png" }));
   }
   const one = {
     root,
@@ -96,11 +104,6 @@ export function card(title, { height = 320, wide = false } = {}) {
   };
   cards.add(one);
   return one;
-}
-
-function fetchless(url, done) {
-  const bytes = Uint8Array.from(atob(url.split(",")[1]), (letter) => letter.charCodeAt(0));
-  done(new Blob([bytes], { type: "image/png" }));
 }
 
 export function save(name, blob) {

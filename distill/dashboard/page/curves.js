@@ -2,7 +2,7 @@
 
 import { axis, card, tip } from "./card.js";
 import { pointsOf, readOn, seriesOf } from "./data.js";
-import { amount, h, number, replace, select, shortPath } from "./dom.js";
+import { amount, h, number, replace, select, shortPath, unlessSame } from "./dom.js";
 import { floorLines, lineGroups, nearAndFar, reach } from "./floors.js";
 import { METRICS, chosen, floorsOf, metricOption, standings, variants } from "./runs.js";
 import { change, currentState, note } from "./state.js";
@@ -19,7 +19,7 @@ export function mountCurves(main) {
   const scale = select("spaced", (value) => change({ log: value, zoom: null }));
   const floors = select("floors", (value) => change({ floors: value }));
   const filter = h("input", { type: "search", id: "filter", placeholder: "filter runs (/)", "aria-label": "Filter runs", oninput: () => fillList() });
-  const list = h("ul", { class: "runs" });
+  const list = h("ul", { class: "runs" }), fill = unlessSame();
   const about = h("p", { class: "note" });
   const problems = h("ul", { class: "problems" });
   const chart = card("Curves", { height: 560 });
@@ -31,9 +31,12 @@ export function mountCurves(main) {
     const words = filter.value.toLowerCase().split(/\s+/);
     const wanted = model.runs.filter((run) => words.every((word) => `${run.name} ${run.family}`.toLowerCase().includes(word)));
     const first = [...wanted].sort((a, b) => shown.includes(b.id) - shown.includes(a.id)).slice(0, LISTED);
-    replace(list, first.map((run) => h("li", {}, h("label", {},
-      h("input", { type: "checkbox", value: run.id, checked: shown.includes(run.id), disabled: shown.length >= MOST && !shown.includes(run.id), onchange: (event) => toggle(run.id, event.target.checked) }),
-      h("span", { class: "name", title: run.name }, shortPath(run.name, 24)), h("span", { class: "faint" }, run.state === "finished" ? run.family ?? "" : run.state)))));
+    const rows = first.map((run) => ({ id: run.id, name: run.name, checked: shown.includes(run.id), kind: run.state === "finished" ? run.family ?? "" : run.state }));
+    const before = list.contains(document.activeElement) ? document.activeElement.value : null;
+    fill(rows, () => replace(list, rows.map(({ id, name, checked, kind }) => h("li", {}, h("label", {},
+      h("input", { type: "checkbox", value: id, checked, disabled: shown.length >= MOST && !checked, onchange: (event) => toggle(id, event.target.checked) }),
+      h("span", { class: "name", title: name }, shortPath(name, 24)), h("span", { class: "faint" }, kind))))));
+    if (before) [...list.querySelectorAll("input")].find((one) => one.value === before)?.focus();
     replace(about, `${shown.length} of ${model.runs.length} shown${wanted.length > LISTED ? `; the first ${LISTED} of ${wanted.length} are listed` : ""}. At most ${MOST} at a time${shown.length >= MOST ? ": take one away to choose another" : ""}.`);
   }
   function toggle(id, on) {
@@ -45,9 +48,7 @@ export function mountCurves(main) {
     const mine = ++turn;
     [model, at] = [newModel, chosen(newModel, state)];
     shown = selected(model, at, state);
-    const before = document.activeElement?.value;
     fillList();
-    [...list.querySelectorAll("input")].find((one) => one.value === before)?.focus();
     const runs = shown.map((id) => model.byId.get(id));
     const lists = await Promise.all(runs.map(seriesOf));
     if (mine !== turn) return;
@@ -136,8 +137,8 @@ function drawCurves(chart, { model, at, lines, key, x, log, only, floors, zoom }
       { id: "floors", type: "line", data: [], markLine: { ...floorLines(look, groups), label: { ...floorLines(look, groups).label, position: "insideStartTop" } } },
     ],
   });
-  const rows = [["run", x, key], ...lines.flatMap(({ run, points }) => points[x].map((along, i) => [run.name, along, points.value[i]])),
-    ...known.map((floor) => [`${floor.kind.slice(0, -1)} ${floor.name}`, null, floor.value])];
+  const rows = [["run", x, key], ...known.map((floor) => [`${floor.kind.slice(0, -1)} ${floor.name}`, null, floor.value]),
+    ...lines.flatMap(({ run, points }) => points[x].map((along, i) => [run.name, along, points.value[i]]))];
   const notes = ["Colour: family. Dash: further runs of it. The wheel zooms, and so do + and −."];
   if (known.length) notes.push(`Dashed: floors and references of the best run, on test${far}.`);
   if (new Set(lines.map((one) => one.run.set)).size > 1) notes.push("These runs are not all known to be on the same clips, view and normaliser: do not compare them.");

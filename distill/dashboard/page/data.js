@@ -1,20 +1,19 @@
 // Where answers come from: the server that sent this page, or the recording inside an exported file.
 
-const recording = document.getElementById("recorded");
-const recorded = recording && JSON.parse(recording.textContent);
+const recorded = (path) => document.getElementById(`recorded:${path}`)?.textContent;
 const KEPT = 400; // answers that are remembered
 const AGAIN = 200; // milliseconds until a file that is being read is asked for again
 const EVERY = 2000; // milliseconds between two looks at the list of runs
 
 const answers = new Map();
 
-export const exported = recorded ? recorded.about : null;
+export const exported = recorded("about"); // when
 
 // The answer to a path; null where there is none. stamp: another one, and it is asked for again.
 export async function get(path, stamp = "") {
   const known = answers.get(path);
   if (known && known.stamp === stamp) return known.answer;
-  const answer = recorded ? unpack(recorded[path]) : fetchJson(path);
+  const answer = exported ? unpack(recorded(path)) : fetchJson(path);
   answers.delete(path);
   answers.set(path, { stamp, answer });
   if (answers.size > KEPT) answers.delete(answers.keys().next().value);
@@ -45,16 +44,21 @@ async function fetchJson(path) {
   return response.json();
 }
 
+export function bytesOf(base64) {
+  const text = atob(base64), bytes = new Uint8Array(text.length);
+  for (let at = 0; at < text.length; at++) bytes[at] = text.charCodeAt(at);
+  return bytes;
+}
+
 async function unpack(text) {
   if (text === undefined) return null;
-  const bytes = Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
-  const plain = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
+  const plain = new Blob([bytesOf(text)]).stream().pipeThrough(new DecompressionStream("gzip"));
   return JSON.parse(await new Response(plain).text());
 }
 
 // Calls changed(list of runs) now and whenever the list is another, and lost(error) while it cannot be had.
 export async function watch(changed, lost) {
-  if (recorded) return changed(await unpack(recorded.runs));
+  if (exported) return changed(await unpack(recorded("runs")));
   let tag = null;
   for (;;) {
     try {

@@ -27,18 +27,27 @@ export function replace(element, ...children) {
   if (place && !place.isConnected) [...element.querySelectorAll(place.tagName)].find((one) => same(one, place))?.focus();
 }
 
+// fill(of, build): builds only where what it is built of is another than the last time. What is thrown away often, the
+// browser keeps for long.
+export function unlessSame() {
+  let last = null;
+  return (of, build) => {
+    const now = JSON.stringify(of);
+    if (now !== last) build();
+    last = now;
+  };
+}
+
 // A labelled <select>. It survives updates of the page: only other options are written anew, so focus stays.
 export function select(label, choose) {
   const list = h("select", { "aria-label": label, onchange: () => choose(list.value) });
   const root = h("label", { class: "field" }, h("span", {}, label), list);
-  let shown = "";
+  const fill = unlessSame();
   return {
     root,
     // options: [value, text], and a class where there is one. The control hides where there is nothing to choose, unless it is always to be seen.
     fill(options, value, { always = false } = {}) {
-      const wanted = JSON.stringify(options);
-      if (wanted !== shown) replace(list, options.map(([key, text, kind]) => h("option", { value: key, class: kind }, text)));
-      shown = wanted;
+      fill(options, () => replace(list, options.map(([key, text, kind]) => h("option", { value: key, class: kind }, text))));
       list.value = value ?? "";
       root.hidden = options.length < 2 && !always;
     },

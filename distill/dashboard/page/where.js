@@ -1,7 +1,7 @@
 // Where a converter is wrong: by place and time, by channel, by clip; and pictures of its tokens.
 
 import { axis, card, save, tip } from "./card.js";
-import { get } from "./data.js";
+import { bytesOf, get } from "./data.js";
 import { h, number, replace, select, table } from "./dom.js";
 import { change } from "./state.js";
 
@@ -141,8 +141,6 @@ function showPictures(root, { pictures, shares }, at) {
     shares?.length ? `The three directions hold ${shares.map((share) => `${(100 * share).toFixed(0)}%`).join(", ")} of the teacher's variance. ` : "", "Frames run from left to right."));
 }
 
-const unpacked = ({ bytes }) => Uint8Array.from(atob(bytes), (letter) => letter.charCodeAt(0));
-
 // A canvas of an image (h w 3) or of frames (t h w 3) in a row, `high` pixels high on the page.
 function paint(image, high) {
   const [height, width] = image.shape.slice(-3);
@@ -150,13 +148,13 @@ function paint(image, high) {
   const gap = frames > 1 ? 2 : 0, across = Math.round((high * width) / height);
   const canvas = h("canvas", { width: frames * (across + gap) - gap, height: high });
   const one = h("canvas", { width, height });
-  const [context, small] = [canvas, one].map((at) => at.getContext("2d")), bytes = unpacked(image);
+  const [context, small] = [canvas, one].map((at) => at.getContext("2d")), bytes = bytesOf(image.bytes);
   context.imageSmoothingEnabled = false;
   for (let frame = 0; frame < frames; frame++) {
     const pixels = small.createImageData(width, height);
-    for (let at = 0; at < width * height; at++) {
-      pixels.data.set(bytes.subarray(3 * (frame * width * height + at), 3 * (frame * width * height + at) + 3), 4 * at);
-      pixels.data[4 * at + 3] = 255;
+    pixels.data.fill(255); // opaque
+    for (let at = 0, from = 3 * frame * width * height; at < width * height; at++) {
+      for (let channel = 0; channel < 3; channel++) pixels.data[4 * at + channel] = bytes[from++];
     }
     small.putImageData(pixels, 0, 0);
     context.drawImage(one, frame * (across + gap), 0, across, high);
@@ -179,7 +177,7 @@ function together(strips) {
 
 function coloursOf(picture, shown) {
   const rows = shown.flatMap(([name]) => {
-    const bytes = unpacked(picture[name]);
+    const bytes = bytesOf(picture[name].bytes);
     return Array.from({ length: bytes.length / 3 }, (_, at) => `${name},${at},${bytes.subarray(3 * at, 3 * at + 3).join(",")}`);
   });
   return ["tokens,number,red,green,blue", ...rows].join("\n");
