@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import stat
 from array import array
@@ -26,6 +27,7 @@ POINTS = 200_000  # of one series; beyond that every series is thinned, extremes
 AXES = ("seconds", "bytes")  # metrics of the split train that say how far a run is at a step, beside the step itself
 NO_FILE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO)  # nothing there, nothing below, a link, a socket
 HALF = "the last line is half written"
+NUMBER, NUMBER_OR_NONE, TEXT_OR_NONE = (int, float), (int, float, type(None)), (str, type(None))
 
 
 @dataclass
@@ -148,13 +150,13 @@ class Journal:
             step, value = float(entry["step"]), float("nan" if entry["value"] is None else entry["value"])
         except OverflowError:
             return self._blame("a number that is too large", number)
-        names = tuple(entry.get(name) for name in ("split", "target", "metric", "converter"))
+        names = names_of(entry)
         if names not in self.series:
             if len(self.series) == SERIES:
                 return self._blame(f"of more than {SERIES} metrics, which are not shown", number)
             self.series[names] = Series(*names)
         self.series[names].add(step, value)
-        if not np.isfinite(value):
+        if not math.isfinite(value):
             self._blame("without a finite value", number)
         return None
 
@@ -241,6 +243,12 @@ def parse(lines: Sequence[bytes]) -> Iterator[Any]:
             yield ValueError(str(error))
 
 
+def names_of(entry: dict[str, Any]) -> tuple[Any, Any, Any, Any]:
+    """What tells one series from another."""
+    get = entry.get
+    return get("split"), get("target"), get("metric"), get("converter")
+
+
 def wrong(entry: Any) -> str | None:
     """What is wrong with an entry: "" for an empty line, None for nothing."""
     if entry is None:
@@ -249,13 +257,14 @@ def wrong(entry: Any) -> str | None:
         return "not JSON"
     if not isinstance(entry, dict):
         return "not an object"
-    names = [entry.get(name) for name in ("split", "metric")]
-    optional = [entry.get(name) for name in ("target", "converter")]
-    if not all(isinstance(name, str) for name in names) or not all(isinstance(n, str | None) for n in optional):
+    split, target, metric, converter = names_of(entry)
+    if not (isinstance(split, str) and isinstance(metric, str)):
         return "without split and metric"
-    if not isinstance(entry.get("step"), int | float) or isinstance(entry["step"], bool):
+    if not (isinstance(target, TEXT_OR_NONE) and isinstance(converter, TEXT_OR_NONE)):
+        return "without split and metric"
+    if not isinstance(entry.get("step"), NUMBER) or isinstance(entry["step"], bool):
         return "without a step"
-    if "value" not in entry or not isinstance(entry["value"], int | float | None):
+    if "value" not in entry or not isinstance(entry["value"], NUMBER_OR_NONE):
         return "without a number as value"
     return None
 
