@@ -89,6 +89,7 @@ class Journal:
 
     def __init__(self, path: Path) -> None:
         self.path, self.lock = path, Lock()
+        self.closed: str | None = None  # why it cannot be read
         self._start_over()
 
     def _start_over(self) -> None:
@@ -102,7 +103,10 @@ class Journal:
         """Reads what was appended, at most `budget` bytes (None: BUDGET); anew where the file was replaced."""
         budget = BUDGET if budget is None else budget
         with self.lock:
-            file = opened(self.path)
+            try:
+                file, self.closed = opened(self.path), None
+            except OSError as error:
+                file, self.closed = None, f"metrics.jsonl cannot be read ({error.strerror})"
             if file is None:
                 return self._start_over()
             with file:
@@ -172,8 +176,9 @@ class Journal:
                 for problem, (first, count) in self.problems.items()
             ]
             half = [f"metrics.jsonl: {HALF} ({len(self.rest)} bytes)"] if self.rest else []
+            closed = [self.closed] if self.closed else []
             share = self.offset / self.size if self.size else 1.0
-            return State([series.about() for series in self.series.values()], found + half, share)
+            return State([series.about() for series in self.series.values()], closed + found + half, share)
 
     def listed(self) -> list[dict[str, Any]]:
         return self.state().series

@@ -26,16 +26,23 @@ class Run:
         self.id = hashlib.sha256(name.encode(errors="surrogateescape")).hexdigest()[:12]
         self.journal = Journal(path / "metrics.jsonl")
         self._read: dict[tuple[str, Any], tuple[tuple[int, ...], Any]] = {}
+        self._closed: dict[str, str] = {}  # file -> why it cannot be read
 
     def cached(self, name: str, read: Callable[[Path], Any]) -> Any:
-        """read(path) of a file of the folder, again when the file is another; None where there is none."""
+        """read(path) of a file of the folder, again when the file is another; None where there is none that may be
+        read."""
         found = regular(self.path / name)
         if found is None:
             return None
         state = (found.st_ino, found.st_mtime_ns, found.st_size)
         known = self._read.get((name, read))
         if known is None or known[0] != state:
-            known = self._read[name, read] = (state, read(self.path / name))
+            try:
+                known = self._read[name, read] = (state, read(self.path / name))
+            except OSError as error:
+                self._closed[name] = f"{name} cannot be read ({error.strerror})"
+                return None
+            self._closed.pop(name, None)
         return known[1]
 
     def summary(self) -> tuple[Summary | None, str | None]:
@@ -56,7 +63,8 @@ class Run:
     def problems(self, of_metrics: list[str] | None = None) -> list[str]:
         wrong_with_summary = self.short()[1]
         of_metrics = self.journal.complaints() if of_metrics is None else of_metrics
-        return ([wrong_with_summary] if wrong_with_summary else []) + of_metrics
+        closed = [why for name, why in self._closed.items() if name != "metrics.jsonl"]  # of which the journal tells
+        return ([wrong_with_summary] if wrong_with_summary else []) + closed + of_metrics
 
     def stamp(self) -> str:
         """Another one whenever metrics, summary or where.json are."""

@@ -37,7 +37,7 @@ class Where:
             self.main = str(about["main"])
             self.clips = [{key: told(clip.get(key)) for key in ("key", "group", "label")} for clip in about["clips"]]
             self.targets = {str(name): dict(found) for name, found in about["targets"].items()}
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(f"{RECORD} cannot be read ({error!r}); docs/metrics.md has its form") from None
         tensors = path.with_name(TENSORS)
         try:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import builtins
+import io
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -209,6 +213,29 @@ def test_a_summary_that_is_damaged_is_said_to_be(content: str, said: str, tmp_pa
     (write_run(tmp_path / "run") / "summary.json").write_text(content)
     (brief,) = Api([tmp_path]).list()["runs"]
     assert said in brief["problems"][0] and brief["state"] == "running" and brief["step"] == 100
+
+
+@pytest.mark.parametrize("name", ["summary.json", "metrics.jsonl", "recipe.yaml", "where.json"])
+def test_a_file_that_may_not_be_read_is_said_to_be(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of somebody else's run, say. The others are shown, and all else of this one."""
+    closed, others = write_run(tmp_path / "closed", where=True), write_run(tmp_path / "open", where=True)
+
+    def refusing(opened: Callable[..., Any]) -> Callable[..., Any]:
+        def opening(path: Any, *given: Any, **named: Any) -> Any:
+            if str(path) == str(closed / name):
+                raise PermissionError(13, "Permission denied", str(path))
+            return opened(path, *given, **named)
+
+        return opening
+
+    api = Api([tmp_path])
+    for module, function in ((os, "open"), (io, "open"), (builtins, "open")):
+        monkeypatch.setattr(module, function, refusing(getattr(module, function)))
+    first, second = api.list()["runs"]
+    assert (first["name"], second["name"], second["problems"]) == (closed.name, others.name, [])
+    told = {path: json.loads(api.answer(f"runs/{first['id']}{path}") or b"null") for path in ("", "/series", "/where")}
+    assert f"{name} cannot be read" in json.dumps([told, api.list()]) and "Permission denied" in json.dumps(told)
+    assert bool(told["/series"]["series"]) == (name != "metrics.jsonl")
 
 
 def test_a_summary_with_the_targets_alone_and_nan_is_shown(tmp_path: Path) -> None:
