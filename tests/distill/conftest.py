@@ -64,6 +64,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> FeatureStore:
 @pytest.fixture(scope="session")
 def planted(tmp_path_factory: pytest.TempPathFactory) -> FeatureStore:
     """The store of the module of that name."""
-    from planted_factors import plant
+    from planted_factors import GRID, POOLED, Planted, plant
 
-    return plant(tmp_path_factory.mktemp("planted") / "store")
+    path = tmp_path_factory.mktemp("planted") / "store"
+    return plant(path, dense=Planted(GRID, (0, 2)), pooled=Planted(POOLED, (2,)))

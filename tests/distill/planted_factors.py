@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -18,6 +19,7 @@ POOLED = TokenLayout(grid=None, dim=5)
 TARGETS = {"dense": GRID, "pooled": POOLED}
 SPLITS = ("train", "train", "train", "val", "test")
 FACTORS = ("both", "student", "teacher")  # by whose tokens hold them
+VALUES = ("no", "yes")
 
 
 def sides(number: int) -> list[int]:
@@ -45,17 +47,21 @@ class Planted:
         return found
 
 
-def plant(path: Path) -> FeatureStore:
+def held(factors: dict[str, str]) -> str:
+    """The names of the factors that a clip has."""
+    return "+".join(name for name, value in factors.items() if value == "yes") or "none"
+
+
+def plant(path: Path, *, label: Callable[[dict[str, str]], str] = held, **teachers: Planted) -> FeatureStore:
     """240 clips in groups of two: 144 train, 48 val, 48 test."""
     clips = []
     for number in range(240):
-        factors = {name: ["no", "yes"][side] for name, side in zip(FACTORS, sides(number), strict=True)}
-        both = "+".join(name for name, side in zip(FACTORS, sides(number), strict=True) if side)
-        clips.append(Clip(number, SPLITS[number // 2 % 5], both or "none", factors))
+        factors = {name: VALUES[side] for name, side in zip(FACTORS, sides(number), strict=True)}
+        clips.append(Clip(number, SPLITS[number // 2 % 5], label(factors), factors))
     extract(
         path,
         clips=clips,
-        columns={"student": Planted(STUDENT, (0, 1)), "dense": Planted(GRID, (0, 2)), "pooled": Planted(POOLED, (2,))},
+        columns={"student": Planted(STUDENT, (0, 1)), **teachers},
         render=lambda clip: ({}, {(2, 4): torch.full((2, 3, 4, 4), clip.number, dtype=torch.uint8)}),
         view={"clip_seconds": 2.0},
         refusal=RuntimeError,

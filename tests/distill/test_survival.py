@@ -6,14 +6,15 @@ import csv
 import json
 import math
 from collections.abc import Callable
+from operator import itemgetter
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from planted_factors import FACTORS, GRID, STUDENT, Planted, plant
 from torch import Tensor, nn
-from waves import Clip
 
 from converters import Converter, create_converter
 from distill import run, survival, tokens
@@ -21,68 +22,20 @@ from distill.floors import Floors
 from distill.survival import accuracy, check_tasks, probed_tasks, task_problems
 from distill.tokens import Held, Streamed, open_sources
 from shards import FeatureStore
-from shards.extraction import extract
 from shards.ranks import Ranks
 from shards.task import Task
-from teachers.layout import TokenLayout
-
-STUDENT, TEACHER = TokenLayout(grid=(2, 2, 2), dim=6), TokenLayout(grid=(2, 2, 2), dim=5, special=("cls",))
-SPLITS = ("train", "train", "train", "val", "test")
-FACTORS = ("both", "student", "teacher")  # by whose tokens hold them
-VALUES = ("no", "yes")
-
-
-def sides(number: int) -> list[int]:
-    """The value of every factor in a clip."""
-    return torch.randint(2, (3,), generator=torch.Generator().manual_seed(number)).tolist()
-
-
-class Planted:
-    """Tokens of noise, in whose first channels some factors stand."""
-
-    frames, pixels = 2, 4
-
-    def __init__(self, layout: TokenLayout, factors: tuple[int, ...]) -> None:
-        self.layout, self.factors = layout, factors
-        self.origin = {"function": f"planted:{factors}", "revision": None, "licence": "none"}
-
-    def __call__(self, video: Tensor) -> Tensor:
-        return torch.stack([self.clip(int(number)) for number in (video.flatten(1)[:, 0] * 255).round()])
-
-    def clip(self, number: int) -> Tensor:
-        generator = torch.Generator().manual_seed(1000 + number + 500 * len(self.factors) * self.layout.dim)
-        found = torch.randn(*self.layout.shape, generator=generator)
-        for channel, factor in enumerate(self.factors):
-            found[:, channel] += 2 * sides(number)[factor] - 1
-        return found
 
 
 @pytest.fixture(scope="module")
 def planted(tmp_path_factory: pytest.TempPathFactory) -> FeatureStore:
-    """240 clips in groups of two: 144 train, 48 val, 48 test."""
     path = tmp_path_factory.mktemp("planted") / "store"
-    clips = []
-    for number in range(240):
-        factors = {name: VALUES[side] for name, side in zip(FACTORS, sides(number), strict=True)}
-        clips.append(Clip(number, SPLITS[number // 2 % 5], factors["both"], factors))
-    extract(
-        path,
-        clips=clips,
-        columns={"student": Planted(STUDENT, (0, 1)), "teacher": Planted(TEACHER, (0, 2))},
-        render=lambda clip: ({}, {(2, 4): torch.full((2, 3, 4, 4), clip.number, dtype=torch.uint8)}),
-        view={"clip_seconds": 2.0},
-        refusal=RuntimeError,
-        codec="fp16",
-        clips_per_shard=100,
-        say=lambda text: None,
-    )
-    return FeatureStore(path)
+    return plant(path, label=itemgetter("both"), teacher=Planted(GRID, (0, 2)))
 
 
 @pytest.fixture(scope="module")
 def converter(planted: FeatureStore) -> Converter:
     """The ridge."""
-    found = create_converter("linear", student=STUDENT, targets={"teacher": TEACHER})
+    found = create_converter("linear", student=STUDENT, targets={"teacher": GRID})
     Floors({"main": found}, planted, asked=[], seed=0, ranks=Ranks())
     return found
 
