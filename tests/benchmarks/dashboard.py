@@ -138,7 +138,7 @@ def appended(page: Any, run: Path, name: str) -> float:
         entry = {"step": 987_654, "split": "val", "target": target, "metric": metric, "value": 0.5}
         file.write(json.dumps(entry) + "\n")
     start = time.perf_counter()
-    wait(lambda: page.evaluate("() => document.querySelector('.data').textContent.includes('987654')"))
+    wait(page.locator("xpath=//td[.='987654']").count)
     return time.perf_counter() - start
 
 

@@ -15,8 +15,8 @@ export function forgetCards() {
   cards.clear();
 }
 
-// card.show(draw, rows, note, on): draw(theme) gives ECharts' options, rows are the data, their header first, on says
-// what a click or a zoom does.
+// card.show(draw, rows, note, on): draw(theme) gives ECharts' options, rows() the data, their header first, on says what
+// a click or a zoom does.
 export function card(title, { height = 320, wide = false } = {}) {
   const canvas = h("div", { class: "canvas", role: "img", "aria-label": title });
   canvas.style.height = `${height}px`;
@@ -25,12 +25,12 @@ export function card(title, { height = 320, wide = false } = {}) {
   const button = (text, about, act) => h("button", { type: "button", title: about, onclick: act }, text);
   const asTable = button("Table", "The same as a table", () => toggle());
   const tools = h("div", { class: "tools" }, asTable,
-    button("CSV", "Save the data", () => save(`${called}.csv`, new Blob([csvOf(rows)], { type: "text/csv" }))),
+    button("CSV", "Save the data", () => save(`${called}.csv`, new Blob([csvOf(rows())], { type: "text/csv" }))),
     button("PNG", "Save the picture", () => picture((blob) => save(`${called}.png`, blob))));
   const heading = h("h2", {}, title);
   let called = title;
   const root = h("section", { class: wide ? "card wide" : "card" }, h("div", { class: "head" }, heading, tools), canvas, data, note);
-  let chart = null, draw = null, rows = [[]], acts = {}, gone = false;
+  let chart = null, draw = null, rows = () => [[]], acts = {}, gone = false;
 
   const sizes = new ResizeObserver(() => chart && chart.resize());
   sizes.observe(canvas);
@@ -53,9 +53,9 @@ export function card(title, { height = 320, wide = false } = {}) {
   }
   function fillTable() {
     if (data.hidden) return;
-    const first = rows.slice(1, TABLED + 1);
-    replace(data, first.length < rows.length - 1 && h("p", { class: "note" }, `The first ${TABLED} of ${rows.length - 1} rows; the CSV has all.`),
-      table(rows[0], first.map((row) => row.map((cell) => cell ?? ""))));
+    const [header, ...all] = rows();
+    replace(data, all.length > TABLED && h("p", { class: "note" }, `The first ${TABLED} of ${all.length} rows; the CSV has all.`),
+      table(header, all.slice(0, TABLED).map((row) => row.map((cell) => cell ?? ""))));
   }
   function toggle() {
     data.hidden = !data.hidden;
@@ -86,7 +86,7 @@ export function card(title, { height = 320, wide = false } = {}) {
     say(text) {
       draw = null;
       end();
-      rows = [[]];
+      rows = () => [[]];
       canvas.hidden = tools.hidden = data.hidden = true;
       replace(note, text);
     },

@@ -102,6 +102,6 @@ function drawChanges(chart, changes) {
         markLine: { silent: true, symbol: "none", label: { show: false }, lineStyle: { color: look.text, type: "solid" }, data: [{ xAxis: 0 }] } },
     ],
   });
-  chart.show(draw, [["teacher", "B minus A", "low", "high", "interval"], ...changes.map((one) => [one.target, one.value, one.low, one.high, one.note])],
+  chart.show(draw, () => [["teacher", "B minus A", "low", "high", "interval"], ...changes.map((one) => [one.target, one.value, one.low, one.high, one.note])],
     "Blue: B better, orange: B worse, grey: not told apart. 95% intervals, paired over groups of test clips.");
 }

@@ -105,6 +105,18 @@ function complaints(run, { problems, read }) {
   return found.map((problem) => h("li", {}, h("b", {}, run.name), `: ${problem}`));
 }
 
+// Pairs one behind the other, as ECharts keeps them.
+function flat(along, value, log) {
+  const found = new Float64Array(2 * along.length);
+  let end = 0;
+  for (let at = 0; at < along.length; at++) {
+    if (along[at] == null || (log && along[at] <= 0)) continue;
+    found[end++] = along[at];
+    found[end++] = value[at] ?? NaN;
+  }
+  return found.subarray(0, end);
+}
+
 function drawCurves(chart, { model, at, lines, key, x, log, only, floors, zoom }) {
   if (!lines.length) return chart.say(key ? `None of the chosen runs holds ${key}.` : "The chosen runs hold no metrics.");
   const [, target, metric] = key.replace(/ \(.*\)$/, "").split(" / ");
@@ -130,14 +142,14 @@ function drawCurves(chart, { model, at, lines, key, x, log, only, floors, zoom }
     series: [
       ...styled.map(({ run, points, family, again }) => ({
         id: run.id, name: run.name, type: "line", showSymbol: points.step.length < 30, symbolSize: 5,
-        data: points[x].map((along, i) => [along, points.value[i]]).filter(([along]) => along != null && (!log || along > 0)),
+        dimensions: ["along", "value"], data: flat(points[x], points.value, log),
         lineStyle: { color: colour(family, look), type: dash(again), width: 1.8 }, itemStyle: { color: colour(family, look) },
         endLabel: { show: true, formatter: shortPath(run.name, 18), color: look.text, fontSize: 11 }, labelLayout: { moveOverlap: "shiftY" },
       })),
       { id: "floors", type: "line", data: [], markLine: { ...floorLines(look, groups), label: { ...floorLines(look, groups).label, position: "insideStartTop" } } },
     ],
   });
-  const rows = [["run", x, key], ...known.map((floor) => [`${floor.kind.slice(0, -1)} ${floor.name}`, null, floor.value]),
+  const rows = () => [["run", x, key], ...known.map((floor) => [`${floor.kind.slice(0, -1)} ${floor.name}`, null, floor.value]),
     ...lines.flatMap(({ run, points }) => points[x].map((along, i) => [run.name, along, points.value[i]]))];
   const notes = ["Colour: family. Dash: further runs of it. The wheel zooms, and so do + and −."];
   if (known.length) notes.push(`Dashed: floors and references of the best run, on test${far}.`);

@@ -106,7 +106,7 @@ function showDials(dials, model, full, target) {
     ],
   });
   dials.title(`Dial against r2c: ${target}`);
-  dials.show(draw, [["kind", "run", "strength", "r2c", "r2c with the mask on"], ...points.flatMap((line, at) => line.map((p) => [kinds[at], p.one.run.name, p.x, p.y, p.masked])), ...twins.map((twin) => ["twin", twin.run, null, twin.y])],
+  dials.show(draw, () => [["kind", "run", "strength", "r2c", "r2c with the mask on"], ...points.flatMap((line, at) => line.map((p) => [kinds[at], p.one.run.name, p.x, p.y, p.masked])), ...twins.map((twin) => ["twin", twin.run, null, twin.y])],
     `Strengths of different kinds are not the same amount. Dashed: the twin.${masked.some((line) => line.length) ? " Dotted: with the mask on." : ""}`);
 }
 
@@ -128,7 +128,7 @@ function showRank(rank, full, target) {
     })),
   });
   rank.title(`Rank recovery: ${target}`);
-  rank.show(draw, [["run", "component", "R2"], ...lines.flatMap(({ one, r2 }) => r2.map((value, i) => [one.run.name, i + 1, value]))],
+  rank.show(draw, () => [["run", "component", "R2"], ...lines.flatMap(({ one, r2 }) => r2.map((value, i) => [one.run.name, i + 1, value]))],
     `k*, components above 0.5: ${lines.map(({ one, k }) => `${name(one)} ${k}`).join(", ")}.`);
 }
 
@@ -156,7 +156,7 @@ function showHeads(heads, full, { target, task, budget }) {
           data: lines.filter(([, x]) => x != null).map(([text, x], at) => ({ xAxis: x, text, label: { distance: [0, 4 + 14 * (at % 2)] } })) } },
     ],
   });
-  heads.show(draw, [["run", "arm", "accuracy", "low", "high", "gained", "gained, low", "gained, high"],
+  heads.show(draw, () => [["run", "arm", "accuracy", "low", "high", "gained", "gained, low", "gained, high"],
     ...rows.map((row) => [row.label, row.arm, row.value, row.low, row.high, row.difference?.value, row.difference?.low, row.difference?.high]),
     ...lines.filter(([, x]) => x != null).map(([text, x]) => [name(arms[0].one), text, x])],
   `Circle: converted tokens alone. Diamond: with a residual from the student. Gained, paired: ${rows.filter((row) => row.arm !== "converted").map((row) =>

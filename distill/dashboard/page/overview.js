@@ -134,7 +134,7 @@ function showHeat(heat, at, all) {
   const draw = (look) => heatOption(look, { at, names, cells, top, values });
   const csv = [["row", "kind", "teacher", at.metric, "low", "high", "seeds", "not to be trusted"], ...cells.map((c) => [c.name, c.kind, c.target, c.value, c.low, c.high, c.seeds, c.mark])];
   const marked = cells.some((cell) => cell.mark) ? " !: not to be trusted, there are too few clips." : "";
-  heat.show(draw, csv, `★ best family of the column. Below: floors and references, beside the best run of the column.${marked} A click on a cell chooses its teacher.`,
+  heat.show(draw, () => csv, `★ best family of the column. Below: floors and references, beside the best run of the column.${marked} A click on a cell chooses its teacher.`,
     { click: (event) => event.data?.cell && change({ teacher: event.data.cell.target }) });
   return height;
 }
@@ -198,7 +198,7 @@ function showFront(front, model, at, all) {
       { id: "floors", type: "scatter", data: [], markLine: floorLines(look, lineGroups(near, points)) },
     ],
   });
-  front.show(draw, [["family", "run", "seeds", at.cost, at.metric, "low", "high"], ...points.map((p) => [p.variant.family, p.variant.first.name, p.variant.seeds.length, p.x, p.value, p.low, p.high]),
+  front.show(draw, () => [["family", "run", "seeds", at.cost, at.metric, "low", "high"], ...points.map((p) => [p.variant.family, p.variant.first.name, p.variant.seeds.length, p.x, p.value, p.low, p.high]),
     ...known.map((floor) => [floor.name, floor.kind.slice(0, -1), null, null, floor.value])],
     `A point for each recipe, with its interval. The line joins what nothing cheaper beats. Dashed: floors, which cost nothing of this${far}.`,
     { click: (event) => event.data?.point && change({ page: "curves", runs: event.data.point.variant.first.id }) });
@@ -236,7 +236,7 @@ async function showRising(rising, model, at, all) {
     const late = lastQuarter(points);
     return late == null ? `${family}: too few points` : `${family} ${late > RISING ? "still rises" : "has levelled off"} (${signed(late)})`;
   });
-  rising.show(draw, [["family", "run", "step", "r2c"], ...shown.flatMap(({ run, family, points }) => points.step.map((step, i) => [family, run.name, step, points.value[i]]))],
+  rising.show(draw, () => [["family", "run", "step", "r2c"], ...shown.flatMap(({ run, family, points }) => points.step.map((step, i) => [family, run.name, step, points.value[i]]))],
     `Over the last quarter of the steps: ${words.join("; ")}. Above +${RISING} counts as rising. Of several seeds the first.${found.some(({ read }) => read < 1) ? " Not all of their metrics are read yet." : ""}`);
 }
 

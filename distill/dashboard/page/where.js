@@ -106,7 +106,7 @@ function showPlaces(places, { grid, positions, special }, target) {
     tooltip: tip(look, ({ data: { cell } }) => [`frame ${cell.frame + 1}, row ${cell.y + 1}, column ${cell.x + 1}`, `r2c ${number(cell.value)}`]),
     series: [{ id: "places", type: "heatmap", progressive: 0, data: cells.map((cell) => ({ cell, value: [cell.column, cell.line, cell.value ?? "-"] })) }],
   });
-  places.show(draw, [["frame", "row", "column", "r2c"], ...cells.map((cell) => [cell.frame + 1, cell.y + 1, cell.x + 1, cell.value])],
+  places.show(draw, () => [["frame", "row", "column", "r2c"], ...cells.map((cell) => [cell.frame + 1, cell.y + 1, cell.x + 1, cell.value])],
     [`Bright: well converted; the colours span what there is, ${number(low, 2)} to ${number(high, 2)}.${down > 1 ? ` ${across} frames a row, in their order.` : ""}`, ...(extra.length ? [`Special tokens: ${extra.join(", ")}.`] : [])].join(" "));
 }
 
@@ -122,7 +122,7 @@ function showChannels(channels, { channels: { counts, bounds, below } }, target)
     tooltip: tip(look, ({ dataIndex }) => [`r2c ${number(bounds[dataIndex])} to ${number(bounds[dataIndex + 1])}`, `${counts[dataIndex]} channels`]),
     series: [{ id: "channels", type: "bar", barWidth: "96%", data: bars, itemStyle: { color: look.colours[0] } }],
   });
-  channels.show(draw, [["from", "to", "channels"], ...counts.map((count, at) => [bounds[at], bounds[at + 1], count])], below ? `${below} channels lie below −1 and are not drawn.` : "");
+  channels.show(draw, () => [["from", "to", "channels"], ...counts.map((count, at) => [bounds[at], bounds[at + 1], count])], below ? `${below} channels lie below −1 and are not drawn.` : "");
 }
 
 // --- pictures: principal components of tokens as red, green and blue, frames in a row
