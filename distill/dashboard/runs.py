@@ -63,7 +63,7 @@ class Run:
     def problems(self, of_metrics: list[str] | None = None) -> list[str]:
         wrong_with_summary = self.short()[1]
         of_metrics = self.journal.complaints() if of_metrics is None else of_metrics
-        closed = [why for name, why in self._closed.items() if name != "metrics.jsonl"]  # of which the journal tells
+        closed = [why for why in self._closed.values() if why not in of_metrics]
         return ([wrong_with_summary] if wrong_with_summary else []) + closed + of_metrics
 
     def stamp(self) -> str:
@@ -77,6 +77,7 @@ class Run:
         (short, _), found = self.short(), regular(self.path / "metrics.jsonl")
         if found and found.st_size <= TAIL:
             self.journal.read_on()
+        results = short or self.cached("metrics.jsonl", progress) or {}
         changed = found.st_mtime if found else 0.0
         told = self.settings()
         state = "finished" if short else "running" if time.time() - changed < QUIET else "quiet"
@@ -93,7 +94,7 @@ class Run:
             "problems": self.problems(),
             "where": regular(self.path / "where.json") is not None,
         }
-        return brief | (short or self.cached("metrics.jsonl", progress) or {})
+        return brief | results
 
 
 class Runs:

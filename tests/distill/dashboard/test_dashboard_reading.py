@@ -236,6 +236,16 @@ def test_a_file_that_may_not_be_read_is_said_to_be(name: str, tmp_path: Path, mo
     told = {path: json.loads(api.answer(f"runs/{first['id']}{path}") or b"null") for path in ("", "/series", "/where")}
     assert f"{name} cannot be read" in json.dumps([told, api.list()]) and "Permission denied" in json.dumps(told)
     assert bool(told["/series"]["series"]) == (name != "metrics.jsonl")
+    assert len(told["/series"]["problems"]) <= 1
+
+
+def test_a_large_file_that_may_not_be_read_is_in_the_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of which the list reads the end alone."""
+    folder = write_run(tmp_path / "run", finished=False)
+    monkeypatch.setattr("distill.dashboard.runs.TAIL", 100)
+    monkeypatch.setattr("distill.dashboard.runs.progress", lambda path: (folder / "gone").read_text())
+    (brief,) = Api([tmp_path]).list()["runs"]
+    assert brief["problems"] == ["metrics.jsonl cannot be read (No such file or directory)"]
 
 
 def test_a_summary_with_the_targets_alone_and_nan_is_shown(tmp_path: Path) -> None:
