@@ -77,6 +77,8 @@ class Run:
         (short, _), found = self.short(), regular(self.path / "metrics.jsonl")
         if found and found.st_size <= TAIL:
             self.journal.read_on()
+        if short:  # then the journal alone reads the metrics, and says what is wrong with them
+            self._closed.pop("metrics.jsonl", None)
         results = short or self.cached("metrics.jsonl", progress) or {}
         changed = found.st_mtime if found else 0.0
         told = self.settings()

@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from run_folders import lines, recipe, write_run
+from run_folders import lines, recipe, summary, write_run
 
 from distill.dashboard import journal
 from distill.dashboard.api import Api
 from distill.dashboard.journal import Journal, thin
-from distill.dashboard.runs import Run, digest, settings
+from distill.dashboard.runs import Run, Runs, digest, settings
 
 
 def line(step: object, value: object, **names: object) -> str:
@@ -244,8 +244,10 @@ def test_a_large_file_that_may_not_be_read_is_in_the_list(tmp_path: Path, monkey
     folder = write_run(tmp_path / "run", finished=False)
     monkeypatch.setattr("distill.dashboard.runs.TAIL", 100)
     monkeypatch.setattr("distill.dashboard.runs.progress", lambda path: (folder / "gone").read_text())
-    (brief,) = Api([tmp_path]).list()["runs"]
-    assert brief["problems"] == ["metrics.jsonl cannot be read (No such file or directory)"]
+    (found,) = Runs([tmp_path]).scan()
+    assert found.brief()["problems"] == ["metrics.jsonl cannot be read (No such file or directory)"]
+    (folder / "summary.json").write_text(json.dumps(summary(family="perceiver", r2c=0.5)))
+    assert found.brief()["problems"] == []
 
 
 def test_a_summary_with_the_targets_alone_and_nan_is_shown(tmp_path: Path) -> None:
