@@ -106,7 +106,7 @@ class Journal:
             try:
                 file, self.closed = opened(self.path), None
             except OSError as error:
-                file, self.closed = None, f"metrics.jsonl cannot be read ({error.strerror})"
+                file, self.closed = None, unread("metrics.jsonl", error)
             if file is None:
                 return self._start_over()
             with file:
@@ -229,6 +229,11 @@ def regular(path: Path) -> os.stat_result | None:
     except OSError:
         return None
     return found if stat.S_ISREG(found.st_mode) else None
+
+
+def unread(name: str, error: OSError) -> str:
+    """Without its path, which an exported file would carry elsewhere."""
+    return f"{name} cannot be read ({error.strerror})"
 
 
 def parse(lines: Sequence[bytes]) -> Iterator[Any]:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from distill.dashboard.journal import Journal, parse, regular, wrong
+from distill.dashboard.journal import Journal, parse, regular, unread, wrong
 from distill.dashboard.summary import Summary, read_short, read_summary, read_text, rounded
 
 FILES = ("summary.json", "metrics.jsonl", "recipe.yaml")  # a folder with one of them is a run's
@@ -40,15 +40,19 @@ class Run:
             try:
                 known = self._read[name, read] = (state, read(self.path / name))
             except OSError as error:
-                self._closed[name] = f"{name} cannot be read ({error.strerror})"
+                self._closed[name] = unread(name, error)
                 return None
             self._closed.pop(name, None)
         return known[1]
 
     def summary(self) -> tuple[Summary | None, str | None]:
         """summary.json and what is wrong with it. It is not kept: with heads and probes it is large."""
-        there = regular(self.path / "summary.json") is not None
-        return read_summary(self.path / "summary.json") if there else (None, None)
+        if regular(self.path / "summary.json") is None:
+            return None, None
+        try:
+            return read_summary(self.path / "summary.json")
+        except OSError as error:
+            return None, unread("summary.json", error)
 
     def short(self) -> tuple[dict[str, Any] | None, str | None]:
         """What the list of runs needs of it, and what is wrong with it."""

@@ -72,7 +72,7 @@ def read_summary(path: Path) -> tuple[Summary | None, str | None]:
     """What the form says of a summary.json, and what is wrong with the file; None where it is none at all."""
     try:
         found = json.loads(read_text(path))
-    except (OSError, ValueError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         return None, f"summary.json cannot be read ({error})"
     wrong: list[str] = []
     summary = fitting(found, FORM, "", wrong)

@@ -218,7 +218,7 @@ def test_a_summary_that_is_damaged_is_said_to_be(content: str, said: str, tmp_pa
 @pytest.mark.parametrize("name", ["summary.json", "metrics.jsonl", "recipe.yaml", "where.json"])
 def test_a_file_that_may_not_be_read_is_said_to_be(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of somebody else's run, say. The others are shown, and all else of this one."""
-    closed, others = write_run(tmp_path / "closed", where=True), write_run(tmp_path / "open", where=True)
+    closed, _ = [write_run(tmp_path / name, where=True) for name in ("closed", "open")]
 
     def refusing(opened: Callable[..., Any]) -> Callable[..., Any]:
         def opening(path: Any, *given: Any, **named: Any) -> Any:
@@ -229,12 +229,20 @@ def test_a_file_that_may_not_be_read_is_said_to_be(name: str, tmp_path: Path, mo
         return opening
 
     api = Api([tmp_path])
-    for module, function in ((os, "open"), (io, "open"), (builtins, "open")):
-        monkeypatch.setattr(module, function, refusing(getattr(module, function)))
+    with monkeypatch.context() as patched:
+        for module, function in ((os, "open"), (io, "open"), (builtins, "open")):
+            patched.setattr(module, function, refusing(getattr(module, function)))
+        refused(api, name, closed)
+    assert all(not one["problems"] for one in Api([tmp_path]).list()["runs"])
+    assert name == "where.json" or all(not one["problems"] for one in api.list()["runs"]), "once it may be read, it is"
+
+
+def refused(api: Api, name: str, closed: Path) -> None:
     first, second = api.list()["runs"]
-    assert (first["name"], second["name"], second["problems"]) == (closed.name, others.name, [])
+    assert (first["name"], second["name"], second["problems"]) == (closed.name, "open", [])
     told = {path: json.loads(api.answer(f"runs/{first['id']}{path}") or b"null") for path in ("", "/series", "/where")}
-    assert f"{name} cannot be read" in json.dumps([told, api.list()]) and "Permission denied" in json.dumps(told)
+    text = json.dumps([told, api.list()["runs"]])
+    assert f"{name} cannot be read" in text and "Permission denied" in text and str(closed) not in text
     assert bool(told["/series"]["series"]) == (name != "metrics.jsonl")
     assert len(told["/series"]["problems"]) <= 1
 
