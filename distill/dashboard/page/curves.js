@@ -31,10 +31,13 @@ export function mountCurves(main) {
     const words = filter.value.toLowerCase().split(/\s+/);
     const wanted = model.runs.filter((run) => words.every((word) => `${run.name} ${run.family}`.toLowerCase().includes(word)));
     const first = [...wanted].sort((a, b) => shown.includes(b.id) - shown.includes(a.id)).slice(0, LISTED);
-    const rows = first.map((run) => ({ id: run.id, name: run.name, checked: shown.includes(run.id), kind: run.state === "finished" ? run.family ?? "" : run.state }));
+    const rows = first.map((run) => {
+      const checked = shown.includes(run.id);
+      return { id: run.id, name: run.name, checked, disabled: shown.length >= MOST && !checked, kind: run.state === "finished" ? run.family ?? "" : run.state };
+    });
     const before = list.contains(document.activeElement) ? document.activeElement.value : null;
-    fill(rows, () => replace(list, rows.map(({ id, name, checked, kind }) => h("li", {}, h("label", {},
-      h("input", { type: "checkbox", value: id, checked, disabled: shown.length >= MOST && !checked, onchange: (event) => toggle(id, event.target.checked) }),
+    fill(rows, () => replace(list, rows.map(({ id, name, checked, disabled, kind }) => h("li", {}, h("label", {},
+      h("input", { type: "checkbox", value: id, checked, disabled, onchange: (event) => toggle(id, event.target.checked) }),
       h("span", { class: "name", title: name }, shortPath(name, 24)), h("span", { class: "faint" }, kind))))));
     if (before) [...list.querySelectorAll("input")].find((one) => one.value === before)?.focus();
     replace(about, `${shown.length} of ${model.runs.length} shown${wanted.length > LISTED ? `; the first ${LISTED} of ${wanted.length} are listed` : ""}. At most ${MOST} at a time${shown.length >= MOST ? ": take one away to choose another" : ""}.`);
